@@ -1,0 +1,181 @@
+"""Every setting of the reproduction, its value in each profile, and where the value comes from.
+
+The defaults of :class:`Profile` are the paper's; each other profile is the paper's with the listed
+changes. ``ISMIR`` is Liang, Zhan and Ellis, ISMIR 2015; ``code`` is the authors' published code
+(content_wmf, deep_tagging, stochastic_PMF); ``ours`` marks what no source states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+
+def _setting(default, source: str):
+    return field(default=default, metadata={"source": source})
+
+
+@dataclass(frozen=True)
+class World:
+    """Size of the synthetic world that :mod:`repro.synthetic` writes in the MSD's formats."""
+
+    users: int = 12_000
+    songs: int = 9_000
+    artists: int = 1_200
+    styles: int = 24
+    tags: int = 140
+    frames_per_song: int = 120
+    songs_per_user: float = 50.0  # mean of a long-tailed distribution
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One named choice of data and settings; the defaults are the paper's."""
+
+    name: str
+    source: str  # "world" (synthetic), "msd" or "lastfm"
+    label: str  # printed on every figure and table made from this data
+    item: str = "song"  # what is recommended: "song" or "artist"
+    content: str = "timbre"  # "timbre" (segments_timbre) or "descriptors" (one vector a track)
+    world: World | None = None
+
+    seed: int = _setting(98765, "code: song shuffle and factorisation seed")
+
+    # who and what is kept
+    min_songs_per_user: int = _setting(20, "ISMIR sec. 4.2, DEN")
+    min_users_per_song: int = _setting(50, "ISMIR sec. 4.2, DEN")
+    sparse_songs_per_user: int = _setting(20, "ISMIR sec. 4.2, SPR keeps users below this")
+    sparse_users_per_song: int = _setting(50, "ISMIR sec. 4.2, SPR keeps songs below this")
+    cold_fraction: float = _setting(0.05, "ISMIR sec. 4.2: 5% of the DEN songs are out-of-matrix")
+    test_fraction: float = _setting(0.20, "ISMIR sec. 4.2")
+    validation_fraction: float = _setting(0.10, "ISMIR sec. 4.2; code: of what the test leaves")
+
+    # vector quantisation
+    codewords: int = _setting(1024, "ISMIR sec. 3.1 (J)")
+    codebook_tracks: int = _setting(25_000, "code: 24,000 with and 1,000 without hotttnesss")
+    codebook_passes: int = _setting(3, "code")
+    frames_per_item: int | None = _setting(None, "code: every frame of a track; None means all")
+    standardise_frames: bool = _setting(False, "code: raw timbre, no whitening")
+
+    # tags and the tag network
+    min_songs_per_tag: int = _setting(1000, "code: last.fm tags used at least 1,000 times")
+    test_min_tags: int = _setting(20, "ISMIR sec. 4.1: evaluated tracks have 20 tags or more")
+    cold_tags_in_training: bool = _setting(True, "code: the tag split ignores the cold songs")
+    hidden: tuple[int, ...] = _setting((1200, 1200, 1200), "ISMIR sec. 3.1")
+    dropout: float = _setting(0.5, "thesis sec. 4.3.1")
+    learning_rate: float = _setting(0.01, "code: 0.01 or 0.05, the paper's own is not recorded")
+    batch_size: int = _setting(100, "ISMIR sec. 3.1")
+    epochs: int = _setting(50, "code")
+    scale_input: bool = _setting(False, "code: histograms as they are")
+
+    # weighted matrix factorisation
+    factors: int = _setting(50, "ISMIR sec. 4.2 (K)")
+    alpha: float = _setting(2.0, "ISMIR sec. 4.2")
+    eps: float = _setting(1e-6, "ISMIR sec. 4.2")
+    sweeps: int = _setting(10, "code; not stated in the paper")
+    bias: bool = _setting(True, "code: unpenalised column of ones beside h; not in eq. (3)")
+    lambda_theta: tuple[float, ...] = _setting((10.0,), "ISMIR sec. 4.2, DEN; values to try")
+    lambda_beta: tuple[float, ...] = _setting((100.0,), "ISMIR sec. 4.2, DEN; values to try")
+    sparse_lambda_theta: tuple[float, ...] = _setting((0.01,), "ISMIR sec. 4.2, SPR")
+    sparse_lambda_beta: tuple[float, ...] = _setting((1.0,), "ISMIR sec. 4.2, SPR")
+    # lambda_W has no value of its own: it equals lambda_theta, in the paper and in its code.
+
+    # evaluation
+    recall_at: tuple[int, ...] = _setting((40, 80, 120, 160, 200), "ISMIR sec. 4.3")
+    annotate: int = _setting(20, "ISMIR sec. 4.1: 20 tags a song")
+    bootstrap: int = _setting(1000, "ours: resamples of the users")
+
+    def table(self) -> list[dict]:
+        """Return one row a setting: its value here, the paper's, and the source of the latter."""
+        return [
+            {
+                "setting": f.name,
+                "here": getattr(self, f.name),
+                "paper": f.default,
+                "source": f.metadata["source"],
+            }
+            for f in fields(self)
+            if "source" in f.metadata
+        ]
+
+
+PAPER = Profile("paper", "msd", "Million Song Dataset, Taste Profile, last.fm tags")
+
+DEMO = replace(
+    PAPER,
+    name="demo",
+    source="world",
+    label="synthetic data",
+    world=World(),
+    cold_fraction=0.10,  # 5% of a small world would be fewer songs than Recall@200 ranks
+    codebook_tracks=1_500,
+    min_songs_per_tag=50,
+    test_min_tags=5,
+    cold_tags_in_training=False,
+    epochs=20,
+    scale_input=True,  # a hundred times fewer batches than the paper: see tagging.train
+    lambda_theta=(1.0, 10.0, 100.0),
+    lambda_beta=(1.0, 10.0, 100.0),
+    sparse_lambda_theta=(0.1, 1.0, 10.0),
+    sparse_lambda_beta=(0.1, 1.0, 10.0),
+)
+
+SMOKE = replace(
+    DEMO,
+    name="smoke",
+    label="synthetic data, smoke test",
+    world=World(500, 400, 60, 6, 24, 30, 20.0),
+    min_songs_per_user=8,
+    min_users_per_song=8,
+    sparse_songs_per_user=8,
+    sparse_users_per_song=8,
+    cold_fraction=0.20,
+    codewords=64,
+    codebook_tracks=100,
+    min_songs_per_tag=5,
+    test_min_tags=2,
+    hidden=(64, 64, 64),
+    learning_rate=0.05,
+    factors=8,
+    sweeps=4,
+    bootstrap=100,
+)
+
+LASTFM = replace(
+    PAPER,
+    name="lastfm",
+    source="lastfm",
+    label="HetRec Last.fm-2k, artist level",
+    item="artist",
+    content="descriptors",
+    min_songs_per_user=5,  # HetRec keeps about 49 top artists a user
+    min_users_per_song=1,
+    sparse_songs_per_user=20,
+    sparse_users_per_song=5,
+    cold_fraction=0.10,
+    codewords=256,  # 27,000 tracks cannot fill 1,024
+    frames_per_item=1,  # the number of an artist's tracks would betray its popularity
+    standardise_frames=True,  # descriptors have units: dB, ms, beats a minute
+    min_songs_per_tag=20,
+    test_min_tags=5,
+    cold_tags_in_training=False,
+    scale_input=True,
+    epochs=12,  # of 3,000 artists; later ones raise the held-out loss
+    lambda_theta=(10.0, 30.0, 100.0, 300.0),
+    lambda_beta=(10.0, 30.0, 100.0, 300.0),
+    sparse_lambda_theta=(0.1, 1.0, 10.0, 100.0),
+    sparse_lambda_beta=(0.1, 1.0, 10.0, 100.0),
+)
+
+LASTFM_TIMBRE = replace(
+    LASTFM,
+    name="lastfm-timbre",
+    label="HetRec Last.fm-2k with MSD timbre, artist level",
+    content="timbre",
+    min_songs_per_tag=5,
+    test_min_tags=3,
+    cold_fraction=0.20,
+    frames_per_item=None,  # one track an artist, all its frames
+    standardise_frames=False,
+)
+
+PROFILES = {p.name: p for p in (DEMO, SMOKE, LASTFM, LASTFM_TIMBRE, PAPER)}

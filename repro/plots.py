@@ -1,0 +1,184 @@
+"""The figures: data in, matplotlib figure out. One colour a system throughout the collection."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+_PALETTE = sns.color_palette("colorblind")
+COLOURS = {
+    "CF + deep": _PALETTE[0],
+    "CF + shallow": _PALETTE[1],
+    "WMF": _PALETTE[2],
+    "regression": _PALETTE[4],
+    "bag size": _PALETTE[5],
+    "popularity": _PALETTE[7],
+    "mean item": "0.6",
+    "random": "0.75",
+}
+
+
+def colour(system: str):
+    """Return the fixed colour of a system, by the start of its name."""
+    return next((c for name, c in COLOURS.items() if system.startswith(name)), "black")
+
+
+def style() -> None:
+    """Set the collection's look: small sans-serif type, a light grid, no frame."""
+    sns.set_theme(
+        context="paper",
+        style="whitegrid",
+        font_scale=0.95,
+        rc={"axes.spines.top": False, "axes.spines.right": False, "grid.linewidth": 0.5},
+    )
+
+
+def _panels(n: int, width: float = 3.4, height: float = 2.6, **options):
+    return plt.subplots(1, n, figsize=(width * n, height), layout="constrained", **options)
+
+
+def activity_and_popularity(subsets: dict, item: str) -> Figure:
+    """Draw how many users (items) have at least so many items (users), for each subset's plays."""
+    fig, axes = _panels(2)
+    for (name, plays), line in zip(subsets.items(), ("-", "--", ":"), strict=False):
+        for ax, axis in zip(axes, (1, 0), strict=True):
+            counts = np.sort(np.diff(plays.tocsr().indptr if axis else plays.tocsc().indptr))
+            counts = counts[counts > 0]
+            ax.loglog(counts, np.arange(len(counts), 0, -1), line, label=name, drawstyle="steps")
+    axes[0].set(xlabel=f"{item}s played, at least", ylabel="users", title="activity")
+    axes[1].set(xlabel="listeners, at least", ylabel=f"{item}s", title="popularity")
+    axes[0].legend()
+    return fig
+
+
+def codebook(centres: np.ndarray, usage: np.ndarray, labels) -> Figure:
+    """Draw the codewords sorted by use, one column each, beside how often each is used."""
+    fig, (left, right) = _panels(2, width=4.2)
+    order = np.argsort(-usage)
+    spread = np.where(centres.std(0) > 0, centres.std(0), 1.0)
+    image = ((centres - centres.mean(0)) / spread)[order].T
+    mesh = left.imshow(image, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, interpolation="none")
+    left.set(xlabel="codeword, most used first", yticks=range(len(labels)))
+    left.set_yticklabels(labels, fontsize=6)
+    left.grid(False)
+    fig.colorbar(mesh, ax=left, label="standard deviations", pad=0.02)
+    right.loglog(np.arange(1, len(usage) + 1), usage[order] / usage.sum(), color="0.3")
+    right.axhline(1 / len(usage), color="0.6", lw=0.8, ls="--")
+    right.text(1, 1.15 / len(usage), "even use", fontsize=7, color="0.4")
+    right.set(xlabel="codeword, most used first", ylabel="share of frames")
+    return fig
+
+
+def example_histograms(histograms: np.ndarray, names) -> Figure:
+    """Draw the l1-normalised histogram of a few tracks."""
+    fig, axes = plt.subplots(
+        len(names), 1, figsize=(7, 0.95 * len(names)), sharex=True, layout="constrained"
+    )
+    for ax, histogram, name in zip(axes, histograms, names, strict=True):
+        used = np.flatnonzero(histogram)
+        ax.vlines(used, 0, histogram[used], color="0.3", lw=0.8)
+        ax.set_title(f"{name}  ({len(used)} codewords)", loc="left", fontsize=7)
+        ax.set_ylim(0)
+        ax.locator_params(axis="y", nbins=2)
+    axes[-1].set(xlabel="codeword", xlim=(-5, histograms.shape[1] + 5))
+    fig.supylabel("share of frames", fontsize=8)
+    return fig
+
+
+def learning_curve(curve: pd.DataFrame, floor: float) -> Figure:
+    """Draw the tag loss of every epoch beside that of predicting each tag's frequency."""
+    fig, ax = _panels(1, width=4.6)
+    ax.plot(curve["epoch"], curve["training"], "o-", ms=3, label="training, with dropout")
+    ax.plot(curve["epoch"], curve["held out"], "s-", ms=3, label="held out")
+    ax.axhline(floor, color="0.5", ls="--", label="tag frequencies alone")
+    ax.set(xlabel="epoch", ylabel="loss a song and tag (nats)")
+    ax.legend()
+    return fig
+
+
+def tags_by_frequency(per_tag: pd.DataFrame, name_best: int = 6) -> Figure:
+    """Draw each tag's AROC against how many test songs have it, naming the extremes."""
+    fig, ax = _panels(1, width=5.4, height=3.2)
+    shown = per_tag.dropna(subset=["aroc"])
+    ax.scatter(shown["songs"], shown["aroc"], s=9, alpha=0.6, color=COLOURS["CF + deep"], lw=0)
+    ax.axhline(0.5, color="0.5", ls="--", lw=0.8)
+    common = shown[shown["songs"] >= max(5, shown["songs"].quantile(0.3))].sort_values("aroc")
+    for tag, row in pd.concat([common.head(name_best // 2), common.tail(name_best)]).iterrows():
+        ax.annotate(
+            str(tag).replace("$", r"\$"),
+            (row["songs"], row["aroc"]),
+            xytext=(3, 2),
+            textcoords="offset points",
+            fontsize=6.5,
+        )
+    ax.set(xscale="log", xlabel="test songs that have the tag", ylabel="AROC")
+    return fig
+
+
+def convergence(histories: dict, metric: str = "ndcg") -> Figure:
+    """Draw the objective after every half-step and validation ``metric`` after every sweep."""
+    fig, (left, right) = _panels(2)
+    for system, history in histories.items():
+        frame = pd.DataFrame(history)
+        steps = frame.dropna(subset=["objective"])
+        per_sweep = steps.groupby("sweep")["step"].transform("size")
+        time = steps["sweep"] - 1 + (steps.groupby("sweep").cumcount() + 1) / per_sweep
+        left.plot(time, steps["objective"], ".-", color=colour(system), label=system)
+        checked = frame.dropna(subset=[metric])
+        right.plot(checked["sweep"], checked[metric], "o-", ms=3, color=colour(system))
+    left.set(xlabel="sweep", ylabel="objective (lower is better)", yscale="log")
+    right.set(xlabel="sweep", ylabel=f"validation {metric.upper()}")
+    left.legend()
+    return fig
+
+
+def trials(frame: pd.DataFrame, metric: str = "ndcg") -> Figure:
+    """Draw the validation metric of every trial of every system, the winner marked."""
+    systems = list(dict.fromkeys(frame["system"]))
+    fig, axes = _panels(len(systems), width=2.6, height=2.5, sharey=True, squeeze=False)
+    for ax, system in zip(axes[0], systems, strict=True):
+        own = frame[frame["system"] == system]
+        for (name, part), marker in zip(own.groupby("lambda_beta"), "osD^vP*", strict=False):
+            ax.plot(
+                part["lambda_theta"], part[metric], marker + "-", ms=4, lw=0.8, label=f"{name:g}"
+            )
+        best = own.loc[own[metric].idxmax()]
+        ax.plot(best["lambda_theta"], best[metric], "o", ms=11, mfc="none", color="black")
+        ax.set(xscale="log", xlabel=r"$\lambda_\theta$", title=system)
+    axes[0, 0].set_ylabel(f"validation {metric.upper()}")
+    axes[0, -1].legend(title=r"$\lambda_\beta$", fontsize=7, title_fontsize=7)
+    return fig
+
+
+def recall_curves(systems: dict, resamples: int, seed: int) -> Figure:
+    """Draw Recall@M with bootstrap bands; ``systems`` maps a name to its per-user metrics."""
+    from repro.metrics import bootstrap
+
+    fig, ax = _panels(1, width=5.2, height=3.4)
+    lines = ["-", "--", ":", "-."]
+    for i, (system, per_user) in enumerate(systems.items()):
+        columns = [c for c in per_user if c.startswith("recall@")]
+        at = [int(c.removeprefix("recall@")) for c in columns]
+        band = bootstrap(per_user[columns], resamples, seed)
+        ax.fill_between(at, band["low"], band["high"], color=colour(system), alpha=0.2, lw=0)
+        ax.plot(
+            at, band["mean"], lines[i % 4], marker="o", ms=3, color=colour(system), label=system
+        )
+    ax.set(xlabel="length of the list, M", ylabel="Recall@M", ylim=(0, None), xticks=at)
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return fig
+
+
+def intervals(frame: pd.DataFrame, xlabel: str) -> Figure:
+    """Draw a mean and its interval for each row: columns ``mean``, ``low``, ``high``."""
+    fig, ax = _panels(1, width=5, height=0.6 + 0.32 * len(frame))
+    for y, (name, row) in enumerate(frame[::-1].iterrows()):
+        ax.plot([row["low"], row["high"]], [y, y], color=colour(name), lw=2)
+        ax.plot(row["mean"], y, "o", color=colour(name), ms=5)
+    ax.set(yticks=range(len(frame)), yticklabels=frame.index[::-1], xlabel=xlabel)
+    ax.set_ylim(-0.6, len(frame) - 0.4)
+    ax.grid(axis="y", visible=False)
+    return fig

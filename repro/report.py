@@ -1,0 +1,109 @@
+"""The page that says what was found, and the manifest, from the journals of the notebooks."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+from repro import results
+
+TOP_TABLES = ("headline", "verdict")
+SYNTHETIC = (
+    "> **Synthetic.** Everything on this page was computed from invented data that carry a known "
+    "pattern. It shows that the method works as written; it says nothing about real listeners."
+)
+
+
+def write(pipeline, renew: bool) -> None:
+    """Write ``manifest.json``, ``README.md`` and ``index.html``, and print the headline table.
+
+    Parameters
+    ----------
+    pipeline : repro.runner.Pipeline
+    renew : bool
+        Write them although they exist.
+    """
+    folder = pipeline.folder
+    stamps = {step: stamp for step in pipeline.steps if (stamp := pipeline.stamp(step))}
+    if renew or not (folder / "index.html").exists():
+        made = manifest(pipeline, stamps)
+        results.write_json(folder / "manifest.json", made)
+        stale = [step for step in pipeline.steps if pipeline.stale(step)]
+        text = page(folder, made, {s: stamp["journal"] for s, stamp in stamps.items()}, stale)
+        for name, content in {"README.md": text, "index.html": _html(text, made)}.items():
+            with results.atomic(folder / name) as file:
+                file.write(content.encode())
+    print(f"\nReport: {folder / 'index.html'}")
+    headline = folder / "tables" / "headline.md"
+    if headline.exists():
+        text = re.sub(r"</?\w+>|\*\*", "", headline.read_text("utf-8"))
+        print(html.unescape(text).strip())
+
+
+def manifest(pipeline, stamps: dict[str, dict]) -> dict:
+    """Return what was run, on what, with what, and everything it made."""
+    journals = [stamp["journal"] for stamp in stamps.values()]
+    last = journals[-1]
+    fingerprints = [j["facts"]["fingerprint"] for j in journals if "fingerprint" in j["facts"]]
+    kept = ("seconds", "peak_mib", "commit", "checks", "facts")
+    return {
+        "profile": pipeline.profile.name,
+        **{name: last[name] for name in ("label", "seed", "device", "threads", "versions")},
+        "commit": last["commit"],
+        "data": fingerprints[0] if fingerprints else None,
+        "notebooks": {
+            step: {name: stamp["journal"][name] for name in kept} | {"outputs": stamp["outputs"]}
+            for step, stamp in stamps.items()
+        },
+    }
+
+
+def page(folder: Path, made: dict, journals: dict[str, dict], stale: list[str]) -> str:
+    """Return the report as Markdown, its links relative to ``folder``."""
+    lines = [f"# What was found: {made['label']}", ""]
+    if "synthetic" in made["label"]:
+        lines += [SYNTHETIC, ""]
+    if stale:
+        lines += [f"> **Not up to date:** {', '.join(stale)}.", ""]
+    for name in TOP_TABLES:
+        path = folder / "tables" / f"{name}.md"
+        lines += [path.read_text("utf-8")] if path.exists() else []
+    for step, journal in journals.items():
+        lines += ["", f"## {step[:2]} {step[3:].replace('_', ' ').capitalize()}", ""]
+        lines += [f"Notebook: [page](html/{step}.html), [source](notebooks/{step}.ipynb)", ""]
+        for shown in journal["shown"]:
+            name, caption = shown["name"], shown["caption"]
+            if shown["kind"] == "figure":
+                width = results.shown_width(folder / "figures" / f"{name}.png")
+                image = f'<img src="figures/{quote(name)}.png" width="{width}"'
+                lines += [f'{image} alt="{html.escape(caption)}">', "", f"*{caption}*", ""]
+            elif name not in TOP_TABLES:
+                lines += [f"Table: [{caption}](tables/{quote(name)}.md)", ""]
+    return "\n".join(lines + _provenance(made))
+
+
+def _provenance(made: dict) -> list[str]:
+    libraries = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    lines = ["", "## Provenance", ""]
+    lines += [f"Profile {made['profile']}, seed {made['seed']}, device {made['device']}, "]
+    lines += [f"{made['threads']} threads, data {made['data']}, commit {made['commit']}. "]
+    lines += [f"{libraries}. Digests of every output are in [manifest.json](manifest.json).", ""]
+    lines += ["| notebook | seconds | peak memory, MiB | checks passed |", "|:--|--:|--:|--:|"]
+    for step, entry in made["notebooks"].items():
+        row = [step, f"{entry['seconds']:.0f}", f"{entry['peak_mib']:.0f}", len(entry["checks"])]
+        lines += [f"| {' | '.join(map(str, row))} |"]
+    return [*lines, ""]
+
+
+def _html(text: str, made: dict) -> str:
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    # A repository shows README.md and Markdown tables; a browser wants the CSV to open.
+    text = re.sub(r"\(tables/([^)]+)\.md\)", r"(tables/\1.csv)", text)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="report")])
+    exporter = HTMLExporter(exclude_input_prompt=True)
+    title = {"metadata": {"name": f"What was found: {made['label']}"}}
+    return exporter.from_notebook_node(notebook, title)[0]

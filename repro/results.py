@@ -1,0 +1,380 @@
+"""Where a notebook's run puts what it makes: artefacts, figures, tables, checks, one journal.
+
+Everything lives in ``results/<profile>/``: ``artifacts/`` (not committed) is what one notebook
+hands to the next, ``figures/`` and ``tables/`` are for readers. A file appears under its name only
+when it is complete, and the journal lists each with its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from IPython.display import Image, Markdown, display
+from scipy import sparse
+from tabulate import tabulate
+
+from repro.config import PROFILES, Profile
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("numpy", "scipy", "pandas", "polars", "h5py", "torch", "scikit-learn", "matplotlib")
+
+
+def results_root() -> Path:
+    """Return the folder of all results: ``$REPRO_RESULTS``, else ``results`` in the repository."""
+    return Path(os.environ.get("REPRO_RESULTS") or ROOT / "results").absolute()
+
+
+def data_root() -> Path:
+    """Return the folder of the raw data: ``$REPRO_DATA``, else ``data`` in the repository."""
+    return Path(os.environ.get("REPRO_DATA") or ROOT / "data").absolute()
+
+
+def profile_named(name: str) -> Profile:
+    """Return the profile of that name, or raise a ValueError that lists the names there are."""
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+@contextmanager
+def atomic(path: Path):
+    """Open a temporary binary file that takes the name ``path`` only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    """Write ``value`` as readable JSON, NumPy scalars as plain numbers."""
+    with atomic(path) as file:
+        file.write(json.dumps(value, indent=1, default=lambda x: x.item()).encode() + b"\n")
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shown_width(png: Path) -> int:
+    """Return the width in a browser's pixels (96 an inch) of an image made at 150 an inch."""
+    return int.from_bytes(png.read_bytes()[16:20], "big") * 96 // 150
+
+
+def git_commit() -> str:
+    """Return the commit, marked ``+changes`` when code differs from it, or ``unknown``."""
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "repro", "notebooks", "requirements.lock")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Return the version of Python and of each library that can change a number."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _peak_mib() -> float:
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def _pick_device(wanted: str | None) -> str:
+    import torch
+
+    wanted = wanted or os.environ.get("REPRO_DEVICE") or "auto"
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {wanted!r} was asked for, but torch sees no GPU")
+    return wanted
+
+
+def _pack(name: str, value) -> dict[str, np.ndarray]:
+    """Return ``value`` as plain arrays; a sparse matrix becomes five of them."""
+    if sparse.issparse(value):
+        value = value if value.format in ("csr", "csc") else value.tocsr()
+        parts = {part: getattr(value, part) for part in ("data", "indices", "indptr", "shape")}
+        parts["kind"] = type(value).__name__
+        return {f"{name}.{part}": np.asarray(array) for part, array in parts.items()}
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        raise TypeError(f"{name!r} holds Python objects: save numbers or fixed-width strings")
+    return {name: array}
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> dict:
+    values = {}
+    for key, array in arrays.items():
+        name, _, part = key.partition(".")
+        if not part:
+            values[name] = array.item() if array.ndim == 0 else array
+        elif part == "kind":
+            kinds = {k.__name__: k for k in (sparse.csr_array, sparse.csc_array)}
+            kinds |= {k.__name__: k for k in (sparse.csr_matrix, sparse.csc_matrix)}
+            parts = tuple(arrays[f"{name}.{p}"] for p in ("data", "indices", "indptr"))
+            values[name] = kinds[array.item()](parts, shape=tuple(arrays[f"{name}.shape"]))
+    return values
+
+
+def _formatted(frame: pd.DataFrame, float_format: str) -> tuple[list, list, list]:
+    """Return a frame's header, rows of text and column alignments."""
+    if not isinstance(frame.index, pd.RangeIndex):
+        frame = frame.reset_index(names=[str(n or "") for n in frame.index.names])
+
+    def text(value):
+        if pd.api.types.is_scalar(value) and pd.isna(value):
+            return ""
+        return format(value, float_format) if isinstance(value, float | np.floating) else str(value)
+
+    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
+    rows = [[text(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    return [str(c) for c in frame.columns], rows, ["right" if n else "left" for n in numeric]
+
+
+def _markdown_safe(text: str) -> str:
+    # Names of artists and tags are other people's text: "A$AP" must not start a formula.
+    return html.escape(text, quote=False).replace("|", "&#124;").replace("$", "&#36;")
+
+
+class Run:
+    """One notebook's execution under one profile, everything it makes entered in a journal.
+
+    Parameters
+    ----------
+    notebook : str
+        The notebook's name without ending, such as ``"01_data_prep"``.
+    profile : str, optional
+        A name in :data:`repro.config.PROFILES`; else ``$REPRO_PROFILE``, else ``"demo"``.
+    device : str, optional
+        ``"cpu"``, ``"cuda"`` or ``"auto"``; else ``$REPRO_DEVICE``, else a GPU if torch sees one.
+
+    Attributes
+    ----------
+    profile : Profile
+    device : str
+    folder : Path
+        ``results/<profile>``.
+    artifacts : Path
+        What notebooks hand to each other, ``folder / "artifacts"``.
+    data : Path
+        The raw data: the synthetic world among the artefacts, or the user's data folder.
+    """
+
+    def __init__(self, notebook: str, profile: str | None = None, device: str | None = None):
+        self.notebook = notebook
+        self.profile = profile_named(profile or os.environ.get("REPRO_PROFILE") or "demo")
+        self.device = _pick_device(device)
+        self.folder = results_root() / self.profile.name
+        self.artifacts = self.folder / "artifacts"
+        self.data = self.artifacts / "world" if self.profile.source == "world" else data_root()
+        self._started = time.monotonic()
+        self._journal = {
+            "notebook": notebook,
+            "profile": self.profile.name,
+            "label": self.profile.label,
+            "seed": self.profile.seed,
+            "device": self.device,
+            "threads": self.threads,
+            "commit": git_commit(),
+            "versions": versions(),
+            "outputs": {},
+            "shown": [],
+            "facts": {},
+            "checks": [],
+        }
+        self._write()
+
+    @property
+    def threads(self) -> int:
+        """Number of threads of torch's linear algebra."""
+        import torch
+
+        return torch.get_num_threads()
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Short digest of the raw data, a fact that the first notebook states; None before."""
+        for path in sorted((self.artifacts / "journal").glob("*.json")):
+            found = json.loads(path.read_text("utf-8"))["facts"].get("fingerprint")
+            if found:
+                return str(found)[:12]
+        return None
+
+    @property
+    def provenance(self) -> str:
+        """One line that says what a number was made from."""
+        parts = [self.profile.label, f"seed {self.profile.seed}", self.device]
+        return " · ".join(parts + ([f"data {self.fingerprint}"] if self.fingerprint else []))
+
+    def banner(self) -> None:
+        """Show what this run is: profile, data, device, versions, commit."""
+        libraries = " ".join(f"{name} {number}" for name, number in versions().items())
+        display(
+            Markdown(
+                f"Profile **{self.profile.name}** · {self.provenance} · {self.threads} threads  \n"
+                f"<small>{libraries} · commit {git_commit()}</small>"
+            )
+        )
+
+    def save(self, name: str, /, **values) -> None:
+        """Save arrays, sparse matrices and scalars as ``artifacts/<name>.npz``, without pickle."""
+        packed = {}
+        for key, value in values.items():
+            packed |= _pack(key, value)
+        path = self.artifacts / f"{name}.npz"
+        with atomic(path) as file:
+            np.savez(file, allow_pickle=False, **packed)
+        self._made(path)
+
+    def load(self, name: str) -> SimpleNamespace:
+        """Return what :meth:`save` wrote, each value as an attribute."""
+        with np.load(self._found(f"{name}.npz"), allow_pickle=False) as archive:
+            return SimpleNamespace(**_unpack(dict(archive)))
+
+    def save_state(self, name: str, state_dict: dict) -> None:
+        """Save a torch ``state_dict`` as ``artifacts/<name>.pt``."""
+        import torch
+
+        path = self.artifacts / f"{name}.pt"
+        with atomic(path) as file:
+            torch.save(state_dict, file)
+        self._made(path)
+
+    def load_state(self, name: str) -> dict:
+        """Return a saved ``state_dict`` on this run's device."""
+        import torch
+
+        return torch.load(self._found(f"{name}.pt"), map_location=self.device, weights_only=True)
+
+    def figure(self, fig, name: str, caption: str) -> None:
+        """Save a figure as PNG and PDF with its provenance in a footer, show it, and close it."""
+        import matplotlib.pyplot as plt
+
+        # Below the lower edge: a tight bounding box makes room there, so it covers no label.
+        fig.text(1, 0, self.provenance, ha="right", va="top", fontsize=6, color="0.5")
+        png, pdf = (self.folder / "figures" / f"{name}.{ending}" for ending in ("png", "pdf"))
+        with atomic(png) as file:
+            fig.savefig(file, format="png", dpi=150, bbox_inches="tight")
+        with atomic(pdf) as file:
+            metadata = {"CreationDate": None}  # the only part that would differ between two runs
+            fig.savefig(file, format="pdf", bbox_inches="tight", metadata=metadata)
+        plt.close(fig)  # else the notebook shows it a second time at the end of the cell
+        self._shown("figure", name, caption)
+        self._made(png, pdf)
+        display(Image(png, width=shown_width(png), alt=caption), Markdown(f"*{caption}*"))
+
+    def table(
+        self,
+        frame: pd.DataFrame,
+        name: str,
+        caption: str,
+        note: str = "",
+        float_format: str = ".4f",
+    ) -> None:
+        """Save a table as CSV (full precision), Markdown and LaTeX, and show it.
+
+        The index is a column of the table unless it merely counts the rows.
+        """
+        header, rows, align = _formatted(frame, float_format)
+        below = " · ".join(filter(None, [note, self.provenance]))
+
+        def drawn(style, head=header, body=rows):
+            return tabulate(body, head, tablefmt=style, disable_numparse=True, colalign=align)
+
+        safe_rows = [[_markdown_safe(cell) for cell in row] for row in rows]
+        markdown = drawn("pipe", [_markdown_safe(cell) for cell in header], safe_rows)
+        counted = isinstance(frame.index, pd.RangeIndex)
+        texts = {
+            "csv": frame.to_csv(index=not counted, lineterminator="\n"),
+            "md": f"**{caption}**\n\n{markdown}\n\n<small>{html.escape(below)}</small>\n",
+            "tex": f"% {' '.join(caption.split())} ({below})\n{drawn('latex_booktabs')}\n",
+        }
+        paths = [self.folder / "tables" / f"{name}.{ending}" for ending in texts]
+        for path, text in zip(paths, texts.values(), strict=True):
+            with atomic(path) as file:
+                file.write(text.encode())
+        self._shown("table", name, caption)
+        self._made(*paths)
+        # The class keeps MathJax from reading the dollar signs in artists' names.
+        page = f"<p><b>{html.escape(caption)}</b></p>"
+        cells = re.sub("<(t[dh])>", r'<\1 style="text-align: left;">', drawn("html"))
+        page += f'<div class="tex2jax_ignore">{cells}</div>'
+        page += f"<p><small>{html.escape(below)}</small></p>"
+        plain = f"{caption}\n{drawn('simple')}\n{below}"
+        display({"text/html": page, "text/plain": plain}, raw=True)
+
+    def fact(self, **values) -> None:
+        """Enter small named values (numbers, strings) in the journal and so in the manifest."""
+        self._journal["facts"] |= values
+        self._write()
+
+    def check(self, claim: str, holds) -> None:
+        """Print that a claim holds, or raise an AssertionError that states it."""
+        if not holds:
+            raise AssertionError(claim)
+        self._journal["checks"].append(claim)
+        self._write()
+        print(f"ok  {claim}")
+
+    def _found(self, file_name: str) -> Path:
+        path = self.artifacts / file_name
+        if not path.exists():
+            name = path.stem
+            raise FileNotFoundError(f"artifact {name!r} is missing: run {_maker(name)} first")
+        return path
+
+    def _made(self, *paths: Path) -> None:
+        for path in paths:
+            self._journal["outputs"][path.relative_to(self.folder).as_posix()] = digest(path)
+        self._write()
+
+    def _shown(self, kind: str, name: str, caption: str) -> None:
+        self._journal["shown"].append({"kind": kind, "name": name, "caption": caption})
+
+    def _write(self) -> None:
+        self._journal["seconds"] = round(time.monotonic() - self._started, 2)
+        self._journal["peak_mib"] = _peak_mib()
+        write_json(self.artifacts / "journal" / f"{self.notebook}.json", self._journal)
+
+
+def _maker(name: str) -> str:
+    """Return the notebook whose source saves that artefact."""
+    saves = re.compile(rf"""\.save(_state)?\(\s*\\?["']{re.escape(name)}\\?["']""")
+    for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        if saves.search(notebook.read_text("utf-8")):
+            return notebook.stem
+    return "an earlier notebook"

@@ -1,0 +1,422 @@
+"""Execute the notebooks in order, skipping what is up to date, and write the page of results.
+
+A notebook is up to date when its stamp says so: the same code, settings, libraries, data and
+inputs as now, and every output still there with the digest it had. Dates decide nothing. A stamp is
+written last of all, so that whatever an interruption leaves behind counts as not done.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro import results
+from repro.config import Profile
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+CAUSES = {
+    "settings": "settings changed",
+    "code": "code changed",
+    "libraries": "libraries changed",
+    "data": "data changed",
+    "inputs": "input changed",
+}
+
+
+class Refused(Exception):
+    """What was asked for cannot be started; the message says why."""
+
+
+def _sha(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _read(path: Path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def _code_cells(notebook: Path) -> list[dict]:
+    return [cell for cell in _read(notebook)["cells"] if cell["cell_type"] == "code"]
+
+
+def _source(cell: dict) -> str:
+    source = "".join(cell["source"])
+    return re.sub(r"^[%!].*$", "", source, flags=re.MULTILINE)  # magics are not Python
+
+
+def _imports(source: str) -> set[str]:
+    """Return the names of the package's own modules that a Python source imports."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = ".".join(filter(None, ["repro" if node.level else "", node.module]))
+            names += [f"{origin}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("repro.")}
+
+
+def code_digest(notebook: Path) -> str:
+    """Return a digest of a notebook's code cells and of every module they import, however far.
+
+    ``config`` is left out: its values count as settings, each profile's for itself.
+    """
+    package = results.ROOT / "repro"
+    source = "\n".join(_source(cell) for cell in _code_cells(notebook))
+    sources, waiting = {}, {"__init__"} | _imports(source)
+    while waiting:
+        name = waiting.pop()
+        path = package / f"{name}.py"
+        if name in sources or name == "config" or not path.exists():
+            continue
+        sources[name] = path.read_text("utf-8")
+        waiting |= _imports(sources[name])
+    return _sha(source, *(sources[name] for name in sorted(sources)))
+
+
+def _missing_data(profile: Profile) -> list:
+    if profile.source == "world":  # its first notebook makes the data
+        return []
+    from repro import datasets
+
+    return datasets.missing(profile, results.data_root())
+
+
+def _data_digest(profile: Profile) -> str:
+    if profile.source == "world":
+        return ""
+    from repro import datasets
+
+    return str(datasets.fingerprint(profile, results.data_root()))
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The ordered notebooks of one folder under one profile.
+
+    Parameters
+    ----------
+    profile : Profile
+    device : str
+        As asked for: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+    notebooks : Path
+        Folder of the ``NN_*.ipynb``.
+    root : Path
+        Folder of all results; this pipeline's are in ``root / profile.name``.
+    data : str
+        Digest of the raw data, empty for a synthetic world.
+    """
+
+    profile: Profile
+    device: str
+    notebooks: Path
+    root: Path
+    data: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.profile.name
+
+    @property
+    def steps(self) -> list[str]:
+        return sorted(path.stem for path in self.notebooks.glob("[0-9][0-9]_*.ipynb"))
+
+    def source(self, step: str) -> Path:
+        return self.notebooks / f"{step}.ipynb"
+
+    def stamp_path(self, step: str) -> Path:
+        return self.folder / "artifacts" / "stamps" / f"{step}.json"
+
+    def stamp(self, step: str) -> dict | None:
+        path = self.stamp_path(step)
+        return _read(path) if path.exists() else None
+
+    def key(self, step: str) -> dict[str, str]:
+        """Return what decides a notebook's results, one digest a possible cause of change."""
+        inputs = []
+        for earlier in self.steps[: self.steps.index(step)]:
+            outputs = (self.stamp(earlier) or {"outputs": {}})["outputs"]
+            inputs += [f"{path} {sha}" for path, sha in sorted(outputs.items())]
+        return {
+            "settings": _sha(repr(self.profile), repr(self.profile.table()), self.device),
+            "code": code_digest(self.source(step)),
+            "libraries": _sha(json.dumps(results.versions())),
+            "data": self.data,
+            # Figures and pages are for people; only artefacts are read by later notebooks.
+            "inputs": _sha(*(line for line in inputs if line.startswith("artifacts/"))),
+        }
+
+    def stale(self, step: str) -> str | None:
+        """Return why a notebook has to run, or None if it is up to date."""
+        stamp = self.stamp(step)
+        if stamp is None:
+            return "new"
+        key = self.key(step)
+        for cause, text in CAUSES.items():
+            if stamp["key"][cause] != key[cause]:
+                return text
+        for name, sha in stamp["outputs"].items():
+            path = self.folder / name
+            if not path.exists() or results.digest(path) != sha:
+                return f"output {name} is missing or changed"
+        return None
+
+    def plan(self, chosen: list[str], force: bool = False) -> dict[str, str | None]:
+        """Return for each chosen notebook why it will run, None for what is up to date."""
+        plan, again = {}, False
+        for step in chosen:
+            reason = "forced" if force else self.stale(step)
+            plan[step] = reason or ("an earlier notebook runs again" if again else None)
+            again = again or reason is not None
+        return plan
+
+    def forget(self, step: str) -> None:
+        """Remove all that a notebook made, finished or not, and the pages that speak of it."""
+        journal = self.folder / "artifacts" / "journal" / f"{step}.json"
+        names = [f"notebooks/{step}.ipynb", f"html/{step}.html"]
+        names += ["README.md", "index.html", "manifest.json"]
+        for record in (self.stamp_path(step), journal):
+            if record.exists():
+                names += _read(record)["outputs"]
+                record.unlink()
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def execute(self, step: str) -> dict:
+        """Execute one notebook, publish it, and return its stamp."""
+        import nbformat
+        import papermill
+
+        started = time.monotonic()
+        key = self.key(step)  # before, in case the code is edited meanwhile
+        self.forget(step)
+        artifacts = self.folder / "artifacts"
+        partial = artifacts / f"{step[:2]}.partial.ipynb"
+        artifacts.mkdir(parents=True, exist_ok=True)
+        try:
+            with _kernel_noise_in(artifacts / "logs" / f"{step}.log"):
+                notebook = papermill.execute_notebook(
+                    self.source(step),
+                    partial,
+                    parameters={"profile": self.profile.name, "device": self.device},
+                    kernel_name="python3",
+                    language="python",
+                    cwd=str(self.notebooks),
+                    progress_bar=sys.stderr.isatty() and {"desc": step, "leave": False},
+                    coalesce_streams=True,
+                    start_timeout=120,
+                )
+        except BaseException:
+            self.forget(step)
+            raise
+        _strip_execution(notebook)
+        pages = {
+            f"notebooks/{step}.ipynb": nbformat.writes(notebook) + "\n",
+            f"html/{step}.html": _html(notebook, step),
+        }
+        for name, text in pages.items():
+            with results.atomic(self.folder / name) as file:
+                file.write(text.encode())
+        partial.unlink()
+        journal = _read(artifacts / "journal" / f"{step}.json")
+        journal["seconds"] = round(time.monotonic() - started, 1)
+        digests = {name: results.digest(self.folder / name) for name in pages}
+        outputs = journal["outputs"] | digests
+        stamp = {"key": key, "outputs": outputs, "journal": journal}
+        results.write_json(self.stamp_path(step), stamp)
+        return stamp
+
+
+@contextmanager
+def _kernel_noise_in(log: Path) -> Iterator[None]:
+    """Send what kernels print on stderr to a log, while Python's own stderr stays on the screen."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with os.fdopen(saved, "w", buffering=1) as screen, log.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            with redirect_stderr(screen):
+                yield
+        finally:
+            os.dup2(saved, 2)
+
+
+def _strip_execution(notebook) -> None:
+    """Remove times, machine paths and random ids, which would differ in every run."""
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id = "injected-parameters"
+
+
+def _html(notebook, title: str) -> str:
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": title}})
+    return re.sub(r'href="(\d\d_\w+)\.ipynb', r'href="\1.html', page)
+
+
+def check_parameters(notebook: Path) -> None:
+    """Refuse a notebook that the runner could not tell its profile and device."""
+    tagged = [
+        _source(cell)
+        for cell in _code_cells(notebook)
+        if "parameters" in cell["metadata"].get("tags", [])
+    ]
+    for name in ("profile", "device"):
+        if len(tagged) != 1 or not re.search(rf"^{name}\b.*=", tagged[0], re.MULTILINE):
+            raise Refused(f"{notebook.name} needs one cell tagged 'parameters' that sets {name}")
+
+
+def choose(steps: list[str], only: str | None, first: str | None) -> list[str]:
+    """Return the notebooks that ``--only`` or ``--from`` select, by number or by name."""
+    if not steps:
+        raise Refused("there are no notebooks to run")
+
+    def number(wanted):
+        found = [i for i, step in enumerate(steps) if step.startswith(wanted.zfill(2))]
+        if len(found) != 1:
+            raise Refused(f"no notebook {wanted!r}: there are {', '.join(steps)}")
+        return found[0]
+
+    if only:
+        return [steps[number(only)]]
+    return steps[number(first) :] if first else steps
+
+
+def _print_plan(pipeline: Pipeline, plan: dict[str, str | None]) -> None:
+    profile = pipeline.profile
+    print(f"Profile {profile.name} ({profile.label}), device {pipeline.device}")
+    for step, reason in plan.items():
+        stamp = pipeline.stamp(step)
+        last = f"  (last time {stamp['journal']['seconds']:.0f} s)" if stamp else ""
+        print(f"  {step:<26} {'runs: ' + reason if reason else 'up to date'}{last}")
+
+
+def _print_missing(missing: list) -> None:
+    print("\nMissing data:")
+    for file in missing:
+        print(f"  {file.what}\n    looked for  {file.path}\n    comes from  {file.origin}")
+        print(f"    size        {file.size}\n    licence     {file.licence}")
+
+
+def _print_failure(error, partial: Path) -> None:
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
+    print(f"\nFAILED in cell [{error.exec_count}]: {error.ename}: {error.evalue}")
+    print("\n".join("    " + line for line in trace[-12:]))
+    print(f"The notebook as far as it came: {partial}")
+
+
+def run(
+    profile: str = "demo",
+    device: str = "auto",
+    *,
+    only: str | None = None,
+    first: str | None = None,
+    force: bool = False,
+    list_only: bool = False,
+    notebooks: Path | None = None,
+    root: Path | None = None,
+) -> int:
+    """Bring a profile's results up to date and return the exit status.
+
+    Parameters
+    ----------
+    profile, device : str
+        Name of the profile; ``"cpu"``, ``"cuda"`` or ``"auto"``.
+    only, first : str, optional
+        Run this notebook alone, or this one and those after it.
+    force : bool
+        Run the chosen notebooks even if they are up to date.
+    list_only : bool
+        Print the plan and stop.
+    notebooks, root : Path, optional
+        Folder of the notebooks and folder of all results; the repository's own by default.
+
+    Returns
+    -------
+    int
+        0 done, 1 a notebook failed, 2 refused before any work, 130 interrupted.
+    """
+    notebooks = notebooks or results.ROOT / "notebooks"
+    root = root or results.results_root()
+    try:
+        settings = results.profile_named(profile)
+        missing = _missing_data(settings)
+        data = "" if missing else _data_digest(settings)
+        pipeline = Pipeline(settings, device, notebooks, root, data)
+        chosen = choose(pipeline.steps, only, first)
+        for step in chosen:
+            check_parameters(pipeline.source(step))
+    except (Refused, ValueError) as error:
+        print(f"Cannot start: {error}")
+        return REFUSED
+
+    plan = pipeline.plan(chosen, force)
+    _print_plan(pipeline, plan)
+    if missing:
+        _print_missing(missing)
+    if list_only:
+        return DONE
+    if missing:
+        return REFUSED
+    for earlier in pipeline.steps[: pipeline.steps.index(chosen[0])]:
+        if pipeline.stamp(earlier) is None:
+            print(f"Cannot start with {chosen[0]}: {earlier} has to run first")
+            return REFUSED
+
+    os.environ["REPRO_RESULTS"] = str(root)  # the kernels inherit it
+    status = _run_steps(pipeline, plan, force)
+    if status == DONE:
+        from repro import report
+
+        report.write(pipeline, renew=any(plan.values()))
+    return status
+
+
+def _run_steps(pipeline: Pipeline, plan: dict[str, str | None], force: bool) -> int:
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    command = f"./run_all.sh --profile {pipeline.profile.name}"
+    if pipeline.device != "auto":
+        command += f" --device {pipeline.device}"
+    if pipeline.profile.source != "world":
+        command += f" --data {results.data_root()}"
+
+    for step in plan:
+        # Asked again: an earlier notebook that ran may have made the very same artefacts.
+        if not force and pipeline.stale(step) is None:
+            continue
+        print(f"{step} ...", flush=True)
+        try:
+            journal = pipeline.execute(step)["journal"]
+        except PapermillExecutionError as error:
+            _print_failure(error, pipeline.folder / "artifacts" / f"{step[:2]}.partial.ipynb")
+            print(f"What is finished is kept. To go on:  {command}")
+            return FAILED
+        except DeadKernelError:
+            log = pipeline.folder / "artifacts" / "logs" / f"{step}.log"
+            print(f"\nFAILED: the kernel of {step} died, perhaps for want of memory. See {log}")
+            print(f"What is finished is kept. To go on:  {command}")
+            return FAILED
+        except KeyboardInterrupt:
+            print(f"\nInterrupted in {step}. What is finished is kept. To go on:  {command}")
+            return INTERRUPTED
+        print(
+            f"{step} done: {journal['seconds']:.0f} s, {journal['peak_mib']:.0f} MiB, "
+            f"{len(journal['checks'])} checks passed"
+        )
+    return DONE

@@ -1,0 +1,257 @@
+"""Write a small synthetic world in the Million Song Dataset's own formats.
+
+A song has a mixture of styles, close to its artist's, and the mixture drives its timbre, its tags
+and who listens to it. Popularity, length, production and having tags at all are drawn apart from
+it, so content can tell what a song is like but not how popular it is. Every number here is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+import numpy as np
+import polars as pl
+
+from repro.config import World
+
+_BASES, _MOODS, _FIRST, _SECOND = (
+    line.split()
+    for line in """
+rock folk techno jazz metal soul house country punk ambient pop blues
+dark bright slow wild deep raw
+Silver Crooked Northern Paper Hollow Golden Distant Electric Velvet Broken
+Foxes Harbour Engines Gardens Satellites Brothers Mirrors Rivers Parade Owls
+""".strip().splitlines()
+)
+_FORMS = "{} revival", "new {}", "{} classics", "minimal {}", "{} crossover"
+_ARTIST_TAGS = ["female vocalists", "male vocalists", "british", "american", "swedish", "duo"]
+_JUNK_TAGS = ["favorites", "Favourites", "seen live", "awesome", "2000s", "albums I own"]
+_SPELLINGS = str, str.title, lambda tag: tag.replace(" ", "-", 1), str.upper
+
+# Means and standard deviations of the twelve coefficients, rounded from genuine tracks.
+_CENTRE = np.array([43, 9, 1, 4, -5, -8, -2, -2, 2, 2, 0, 3])
+_SCALE = np.array([9, 66, 60, 46, 38, 34, 29, 25, 24, 20, 19, 19]) / 1.5
+_SOUNDS = 4  # kinds of frame that a style is made of
+
+
+def write_world(world: World, seed: int, root: Path | str) -> None:
+    """Write the world of `world` and `seed` to the folder `root`, unless it is there already.
+
+    The folder appears only when it is complete. An earlier world in its place is replaced; the
+    same arguments give the same content.
+
+    Raises
+    ------
+    FileExistsError
+        When `root` holds something that this function did not write.
+    """
+    root = Path(root)
+    made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    recipe = json.dumps({"world": asdict(world), "seed": seed, "made_by": made_by}, indent=1)
+    label = root / "world.json"
+    if label.exists():
+        if label.read_text() == recipe:
+            return
+    elif root.exists() and any(root.iterdir()):
+        raise FileExistsError(f"{root} is not empty and not a synthetic world; name another folder")
+
+    partial = root.with_name(f"{root.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _write(world, np.random.default_rng(seed), partial)
+    (partial / "world.json").write_text(recipe)
+    shutil.rmtree(root, ignore_errors=True)
+    partial.rename(root)
+
+
+def _write(world: World, rng: np.random.Generator, root: Path) -> None:
+    artist = np.sort(rng.integers(world.artists, size=world.songs))
+    style = _near(rng, rng.dirichlet(np.full(world.styles, 0.1), world.artists)[artist], 30)
+    styles = _styles(world)
+    songs, artists = _ids(rng, "SO", world.songs), _ids(rng, "AR", world.artists)
+    names = [
+        f"{_FIRST[a % 10]} {_SECOND[a // 10 % 10]} {a // 100 + 1}" for a in range(len(artists))
+    ]
+
+    # a few songs have a second track
+    of = np.concatenate([np.arange(world.songs), rng.choice(world.songs, world.songs // 33)])
+    tracks = pl.DataFrame(
+        {
+            "track_id": _ids(rng, "TR", len(of)),
+            "title": [f"{styles[style[s].argmax()].title()} No. {s + 1}" for s in of],
+            "song_id": [songs[s] for s in of],
+            "artist_id": [artists[artist[s]] for s in of],
+            "artist_name": [names[artist[s]] for s in of],
+            "song_hotttnesss": _hotness(rng, len(of)),
+        }
+    )
+    _write_triplets(root / "train_triplets.txt", world, rng, style, songs)
+    _write_tags(root / "lastfm_tags.db", world, rng, tracks["track_id"], style[of], artist[of])
+    _write_metadata(root / "track_metadata.db", tracks)
+    _write_hdf5(root, tracks, _timbre(world, rng, style[of]))
+
+    tested = rng.permutation(world.artists) < round(0.15 * world.artists)
+    for name, ids in {
+        "tracks_bad_audio": rng.choice(tracks["track_id"].to_numpy(), len(of) // 70, replace=False),
+        "artists_train": np.array(artists)[~tested],
+        "artists_test": np.array(artists)[tested],
+    }.items():
+        (root / f"{name}.txt").write_text("".join(f"{i}\n" for i in ids))
+
+
+def _styles(world: World) -> list[str]:
+    return [f"{_MOODS[k // 12]} {_BASES[k % 12]}" for k in range(world.styles)]
+
+
+def _ids(rng: np.random.Generator, prefix: str, n: int) -> list[str]:
+    letters = rng.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), (n, 5))
+    return [f"{prefix}{''.join(row)}12{i:09X}" for i, row in enumerate(letters)]
+
+
+def _near(rng: np.random.Generator, mixtures: np.ndarray, concentration: float) -> np.ndarray:
+    """Draw from the Dirichlet around each row; a little of everything keeps it proper."""
+    drawn = rng.standard_gamma(concentration * mixtures + 0.02)
+    return drawn / drawn.sum(axis=1, keepdims=True)
+
+
+def _race(rng: np.random.Generator, weights, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Draw ``counts[i]`` distinct columns for row i; ``weights(rows)`` are their odds.
+
+    The columns whose exponential clocks, run at the rate of their weight, ring first are a
+    weighted sample without replacement.
+    """
+    rows, columns = [], []
+    for block in np.array_split(np.arange(len(counts)), len(counts) // 500 + 1):
+        rates = weights(block).astype(np.float32)
+        times = rng.standard_exponential(rates.shape, np.float32) / rates
+        most = counts[block].max()
+        first = np.argpartition(times, most, axis=1)[:, :most]
+        first = np.take_along_axis(first, np.take_along_axis(times, first, 1).argsort(1), 1)
+        taken = np.arange(most) < counts[block, None]
+        rows.append(block[taken.nonzero()[0]])
+        columns.append(first[taken])
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def _hotness(rng: np.random.Generator, n: int) -> np.ndarray:
+    hot = np.where(rng.random(n) < 0.1, 0.0, rng.beta(4, 5, n))
+    return np.where(rng.random(n) < 0.4, np.nan, hot)
+
+
+def _write_triplets(
+    path: Path, world: World, rng: np.random.Generator, style: np.ndarray, songs: list[str]
+) -> None:
+    """Listening: popular songs of the user's few styles; both activities are log-normal."""
+    taste = rng.dirichlet(np.full(world.styles, 0.1), world.users)
+    popularity = rng.lognormal(0, 0.9, world.songs)
+    active = world.songs_per_user * rng.lognormal(-0.32, 0.8, world.users)  # of mean 1
+    active = np.clip(active.round().astype(int), 5, world.songs // 4)
+    user, song = _race(rng, lambda u: (taste[u] @ style.T + 0.03) ** 2 * popularity, active)
+    users = np.array([rng.bytes(20).hex() for _ in range(world.users)])
+    plays = {
+        "user": users[user],
+        "song": np.array(songs)[song],
+        "n": rng.geometric(0.35, len(user)),
+    }
+    pl.DataFrame(plays).write_csv(path, separator="\t", include_header=False)
+
+
+def _write_tags(
+    path: Path,
+    world: World,
+    rng: np.random.Generator,
+    tracks: pl.Series,
+    style: np.ndarray,
+    artist: np.ndarray,
+) -> None:
+    """last.fm tags: few, incomplete, some wrong, spelt as people please."""
+    bases, moods = _BASES[: world.styles], _MOODS[: -(-world.styles // 12)]
+    styles = _styles(world)
+    named = [*styles, *bases, *moods]
+    named += [form.format(name) for form in _FORMS for name in styles]
+    named = named[: world.tags - len(_ARTIST_TAGS)]
+    says = np.array([[name in tag or tag in name.split() for tag in named] for name in styles])
+    worn = rng.random((world.artists, len(_ARTIST_TAGS))) < 0.25
+    noise = np.full((world.artists, len(_JUNK_TAGS)), 0.05)
+    by_artist = np.hstack([worn, noise])
+    liking = rng.lognormal(0, 0.7, len(named) + by_artist.shape[1])
+
+    n_tags = (rng.random(len(tracks)) < 0.75) * rng.negative_binomial(3, 0.32, len(tracks))
+    track, tag = _race(
+        rng,
+        lambda t: np.hstack([style[t] ** 2 @ says, by_artist[artist[t]]]) * liking + 0.001,
+        np.minimum(n_tags, world.tags),
+    )
+    spelt = np.array(
+        [[spell(t) for spell in _SPELLINGS] for t in named + _ARTIST_TAGS + _JUNK_TAGS]
+    )
+    raw, raw_tag = np.unique(
+        spelt[tag, rng.choice(len(_SPELLINGS), len(tag), p=(0.7, 0.1, 0.15, 0.05))],
+        return_inverse=True,
+    )
+    value = rng.integers(0, 101, len(tag))  # a few zeros, as in the genuine file
+    rows = zip((track + 1).tolist(), (raw_tag + 1).tolist(), value.tolist(), strict=True)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE tids (tid TEXT)")
+        database.execute("CREATE TABLE tags (tag TEXT)")
+        database.execute("CREATE TABLE tid_tag (tid INT, tag INT, val FLOAT)")
+        database.executemany("INSERT INTO tids VALUES (?)", ((t,) for t in tracks))
+        database.executemany("INSERT INTO tags VALUES (?)", ((t,) for t in raw.tolist()))
+        database.executemany("INSERT INTO tid_tag VALUES (?, ?, ?)", rows)
+
+
+def _timbre(world: World, rng: np.random.Generator, style: np.ndarray) -> list[np.ndarray]:
+    """Timbre: sounds of the song's styles, shifted by a production unrelated to them."""
+    sounds = rng.normal(0, 0.9, (world.styles, _SOUNDS, 12))
+    usual = rng.dirichlet(np.ones(_SOUNDS), world.styles)
+    mixture = (_near(rng, style, 15)[:, :, None] * usual).reshape(len(style), -1)
+    production = rng.normal(size=(len(style), 3)) @ rng.normal(0, 0.7, (3, 12))
+
+    length = rng.lognormal(np.log(world.frames_per_song), 0.25, len(style)).astype(int)
+    length[rng.choice(len(style), len(style) // 300 + 1, replace=False)] = 0  # as some genuine ones
+    track = np.repeat(np.arange(len(style)), length)
+    reached = mixture.cumsum(axis=1)[:, :-1] / mixture.sum(axis=1, keepdims=True)
+    frames = np.empty((len(track), 12))
+    for block in np.array_split(np.arange(len(track)), len(track) // 50_000 + 1):
+        sound = (rng.random((len(block), 1)) > reached[track[block]]).sum(axis=1)
+        frames[block] = sounds.reshape(-1, 12)[sound] + production[track[block]]
+    frames = (_CENTRE + _SCALE * (frames + rng.normal(0, 0.6, frames.shape))).round(3)
+    frames[:, 0] = frames[:, 0].clip(0, 60)  # loudness
+    return np.split(frames, length.cumsum()[:-1])
+
+
+def _write_metadata(path: Path, tracks: pl.DataFrame) -> None:
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(
+            "CREATE TABLE songs (track_id TEXT PRIMARY KEY, title TEXT, song_id TEXT,"
+            " release TEXT, artist_id TEXT, artist_mbid TEXT, artist_name TEXT, duration REAL,"
+            " artist_familiarity REAL, artist_hotttnesss REAL, year INT)"
+        )
+        database.executemany(
+            "INSERT INTO songs (track_id, title, song_id, artist_id, artist_name)"
+            " VALUES (?, ?, ?, ?, ?)",
+            tracks.drop("song_hotttnesss").rows(),
+        )
+
+
+def _write_hdf5(root: Path, tracks: pl.DataFrame, timbre: list[np.ndarray]) -> None:
+    metadata = np.dtype(
+        [(c, "f8" if c == "song_hotttnesss" else "S64") for c in tracks.columns[1:]]
+    )
+    songs = np.array([row[1:] for row in tracks.rows()], metadata)
+    analysis = np.array([(t,) for t in tracks["track_id"]], [("track_id", "S32")])
+    with h5py.File(root / "msd_summary_file.h5", "w") as file:
+        file["metadata/songs"], file["analysis/songs"] = songs, analysis
+    for i, (track, frames) in enumerate(zip(tracks["track_id"], timbre, strict=True)):
+        folder = root.joinpath("msd", *track[2:5])
+        folder.mkdir(parents=True, exist_ok=True)
+        with h5py.File(folder / f"{track}.h5", "w") as file:
+            file["metadata/songs"], file["analysis/songs"] = songs[i : i + 1], analysis[i : i + 1]
+            file["analysis/segments_timbre"] = frames

@@ -1,0 +1,352 @@
+"""Weighted matrix factorisation with an optional content prior, by alternating least squares.
+
+One solver serves plain WMF (Hu, Koren and Volinsky 2008) and the content-aware model of the paper;
+without features the prior mean of every song factor is zero.
+
+==========  =======================  =====================================================
+paper       here                     shape
+==========  =======================  =====================================================
+Theta, B    ``theta``, ``beta``      users x K, items x K (rows, where the paper has columns)
+W           ``w``                    F x K, or (F + 1) x K with the bias row last
+H           ``features``             items x F
+c_ui        ``1 + surplus[u, i]``    the surplus is stored for the observed pairs only
+==========  =======================  =====================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+_BATCH_FLOATS = 2**21  # of gathered factors a batch: stays in cache on a CPU, fills a GPU
+
+
+def log_surplus(plays: sp.csr_matrix, alpha: float, eps: float, binarise: bool = True):
+    """Return the confidence above one of each observed pair, ``alpha log(1 + r / eps)``.
+
+    Parameters
+    ----------
+    plays : csr_matrix, users x items
+        Play counts ``r > 0``; a stored zero is an error.
+    alpha, eps : float
+        Of ``c = 1 + alpha log(1 + r / eps)`` (ISMIR sec. 3.2: 2 and 1e-6).
+    binarise : bool
+        Count each pair as one play, as the paper does, which makes ``c`` constant.
+
+    Returns
+    -------
+    csr_matrix of float32, users x items
+    """
+    if alpha <= 0 or eps <= 0:
+        raise ValueError(f"alpha and eps must be positive, got alpha={alpha}, eps={eps}")
+    if plays.nnz and plays.data.min() <= 0:
+        raise ValueError("plays must hold positive counts only")
+    counts = np.ones(plays.nnz) if binarise else plays.data.astype(np.float64)
+    data = (alpha * np.log1p(counts / eps)).astype(np.float32)
+    return sp.csr_matrix((data, plays.indices, plays.indptr), shape=plays.shape)
+
+
+@dataclass
+class _Rows:
+    """A sparse surplus matrix on the device, its rows cut into batches of like length."""
+
+    indptr: torch.Tensor
+    indices: torch.Tensor
+    surplus: torch.Tensor
+    batches: list[torch.Tensor]
+
+    @classmethod
+    def of(cls, matrix: sp.csr_matrix, factors: int, device: str) -> _Rows:
+        lengths = np.diff(matrix.indptr)
+        order = np.argsort(lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        batches, start = [], 0
+        while start < len(order):
+            # Lengths rise along the order, so the batch's last row sets its padded width.
+            ahead = lengths[order[start : start + _BATCH_FLOATS // factors]]
+            fits = np.arange(1, len(ahead) + 1) * ahead * factors <= _BATCH_FLOATS
+            close = (ahead <= 1.25 * ahead[0] + 4) & ((ahead <= factors) == (ahead[0] <= factors))
+            stop = start + max(1, int(np.count_nonzero(fits & close)))
+            batches.append(torch.from_numpy(order[start:stop].astype(np.int64)).to(device))
+            start = stop
+        return cls(
+            torch.from_numpy(matrix.indptr.astype(np.int64)).to(device),
+            torch.from_numpy(matrix.indices.astype(np.int64)).to(device),
+            torch.from_numpy(matrix.data.astype(np.float32)).to(device),
+            batches,
+        )
+
+
+def _solve(fixed: torch.Tensor, rows: _Rows, ridge: float, prior: torch.Tensor | None, n: int):
+    """Solve eq. (1), or eq. (2) when ``prior`` is given, for all ``n`` rows at once.
+
+    The shared matrix ``A = Y'Y + ridge I = L L'`` is factorised once, in float64. In the whitened
+    factors ``Y L^-T`` a row's system is ``I + Y_u' S_u Y_u``, with eigenvalues between 1 and the
+    highest confidence, which float32 solves safely whatever the ridge. Rows with at most K plays
+    are solved in their dual (Woodbury) form, a system as large as the row.
+    """
+    k = fixed.shape[1]
+    eye = torch.eye(k, dtype=torch.float64, device=fixed.device)
+    exact = fixed.double()
+    chol = torch.linalg.cholesky(exact.T @ exact + ridge * eye)
+    unwhiten = torch.linalg.solve_triangular(chol, eye, upper=False)  # L^-1
+    white = (exact @ unwhiten.T).float()
+    z = torch.zeros(n, k, device=fixed.device)
+    if prior is not None:
+        z = (ridge * prior.double() @ unwhiten.T).float()
+    for batch in rows.batches:
+        start = rows.indptr[batch]
+        length = rows.indptr[batch + 1] - start
+        width = int(length.max())
+        place = torch.arange(width, device=fixed.device)
+        mask = place < length[:, None]
+        entry = torch.where(mask, start[:, None] + place, start[:, None])
+        y = white[rows.indices[entry]]
+        root = torch.where(mask, rows.surplus[entry], 0.0).sqrt()
+        n_row = z[batch]
+        ys = y * root[:, :, None]
+        if width <= k:
+            target = torch.where(mask, root + 1.0 / root.clamp_min(1e-30), 0.0)
+            target = target - (ys @ n_row[:, :, None])[:, :, 0]
+            gram = ys @ ys.transpose(1, 2)
+            gram.diagonal(dim1=1, dim2=2).add_(1.0)
+            dual = torch.cholesky_solve(target[:, :, None], torch.linalg.cholesky(gram))
+            z[batch] = n_row + (ys.transpose(1, 2) @ dual)[:, :, 0]
+        else:
+            confidence = torch.where(mask, 1.0 + root * root, 0.0)
+            gram = ys.transpose(1, 2) @ ys
+            gram.diagonal(dim1=1, dim2=2).add_(1.0)
+            rhs = n_row[:, :, None] + y.transpose(1, 2) @ confidence[:, :, None]
+            z[batch] = torch.cholesky_solve(rhs, torch.linalg.cholesky(gram))[:, :, 0]
+    return (z.double() @ unwhiten).float()
+
+
+class ContentPrior:
+    """The map from features to the prior mean of the song factors, eq. (3), in float64.
+
+    Parameters
+    ----------
+    features : array, items x F
+    lambda_w : float
+        Ridge on W.
+    bias : bool
+        Append a column of ones whose row of W is not penalised, as the authors' code does; the
+        paper's eq. (3) has none.
+    """
+
+    def __init__(self, features, lambda_w: float, bias: bool, device: str = "cpu"):
+        self.lambda_w, self.bias = lambda_w, bias
+        h = torch.as_tensor(np.asarray(features, dtype=np.float32), device=device)
+        if bias:
+            h = torch.cat([h, torch.ones(len(h), 1, device=device)], dim=1)
+        self.features = h
+        self.penalty = torch.ones(h.shape[1], dtype=torch.float64, device=device)
+        if bias:
+            self.penalty[-1] = 0.0
+        gram = torch.zeros(h.shape[1], h.shape[1], dtype=torch.float64, device=device)
+        for block in h.split(8192):  # never a float64 copy of all features
+            gram += block.double().T @ block.double()
+        self._chol = torch.linalg.cholesky(gram + lambda_w * torch.diag(self.penalty))
+
+    def solve(self, beta: torch.Tensor) -> torch.Tensor:
+        """Return the W of eq. (3) for the song factors ``beta``."""
+        rhs = torch.zeros(
+            self.features.shape[1], beta.shape[1], dtype=torch.float64, device=beta.device
+        )
+        for h, b in zip(self.features.split(8192), beta.split(8192), strict=True):
+            rhs += h.double().T @ b.double()
+        return torch.cholesky_solve(rhs, self._chol).float()
+
+    def mean(self, w: torch.Tensor) -> torch.Tensor:
+        """Return the prior means ``W h_i``, items x K."""
+        return self.features @ w
+
+    def ridge(self, w: torch.Tensor) -> float:
+        """Return the penalised squared norm of W."""
+        return float((self.penalty[:, None] * w.double() ** 2).sum())
+
+
+def cold_factors(features, w: np.ndarray) -> np.ndarray:
+    """Return the song factors that content alone gives, ``W h_i`` (out-of-matrix prediction).
+
+    A ``w`` of one row more than there are features carries the bias in its last row.
+    """
+    features = np.asarray(features, dtype=np.float32)
+    if len(w) == features.shape[1] + 1:
+        return features @ w[:-1] + w[-1]
+    if len(w) != features.shape[1]:
+        raise ValueError(f"w has {len(w)} rows, the features have {features.shape[1]} columns")
+    return features @ w
+
+
+def objective(surplus, theta, beta, lambda_theta, lambda_beta, prior=None, w=None) -> float:
+    """Return what the sweep minimises: the negative log posterior plus the ridge on W.
+
+    Eq. (3) is exact coordinate descent only when the ridge weighs
+    ``lambda_beta lambda_W / 2 ||W||^2``; the paper's L lacks that term.
+
+    Parameters
+    ----------
+    surplus : csr_matrix, users x items
+    theta, beta : tensors, users x K and items x K
+    prior : ContentPrior, optional
+    w : tensor, optional
+    """
+    t, b = theta.double(), beta.double()
+    total = float(((t.T @ t) * (b.T @ b)).sum())  # the sum of all squared predictions
+    users = torch.from_numpy(np.repeat(np.arange(surplus.shape[0]), np.diff(surplus.indptr)))
+    items = torch.from_numpy(surplus.indices.astype(np.int64))
+    confidence = torch.from_numpy(surplus.data).double() + 1.0
+    for u, i, c in zip(
+        users.split(2**19), items.split(2**19), confidence.split(2**19), strict=True
+    ):
+        p = (theta[u.to(theta.device)] * beta[i.to(beta.device)]).sum(1).double()
+        total += float((c.to(p.device) * (1.0 - p) ** 2 - p**2).sum())
+    total += lambda_theta * float((t**2).sum())
+    gap = b if prior is None else b - prior.mean(w).double()
+    total += lambda_beta * float((gap**2).sum())
+    if prior is not None:
+        total += lambda_beta * prior.lambda_w * prior.ridge(w)
+    return total / 2
+
+
+@dataclass
+class Factors:
+    """A fitted model: ``theta`` (users x K), ``beta`` (items x K), ``w`` (F x K) or None.
+
+    ``ridges`` are its lambdas by name; ``history`` has one row a step of the fit: sweep, step,
+    objective, and what ``validate`` gave.
+    """
+
+    theta: np.ndarray
+    beta: np.ndarray
+    w: np.ndarray | None = None
+    ridges: dict[str, float] = field(default_factory=dict)
+    history: list[dict] = field(default_factory=list)
+
+
+def fit(
+    surplus: sp.csr_matrix,
+    features=None,
+    *,
+    factors: int,
+    lambda_theta: float,
+    lambda_beta: float,
+    lambda_w: float = 1.0,
+    bias: bool = True,
+    sweeps: int = 10,
+    seed: int = 0,
+    device: str = "cpu",
+    trace: bool = False,
+    validate: Callable[[np.ndarray, np.ndarray], dict] | None = None,
+) -> Factors:
+    """Fit WMF, or the content-aware model when ``features`` are given, eqs. (1)-(3).
+
+    A sweep updates items, users, then W, the order of the authors' code. Theta starts from the
+    same draw of ``0.01 N(0, 1)`` whatever the features, and W from zero, so that all models make
+    the same first step.
+
+    Parameters
+    ----------
+    surplus : csr_matrix, users x items
+        Confidence above one, from :func:`log_surplus`.
+    features : array, items x F, optional
+    factors : int
+        K.
+    lambda_theta, lambda_beta, lambda_w, bias
+        Precisions of the priors; see :class:`ContentPrior` for the last two.
+    trace : bool
+        Record the objective after every half-step.
+    validate : callable, optional
+        Called after every sweep with theta and beta; its dict joins the history.
+
+    Returns
+    -------
+    Factors
+    """
+    n_users, n_items = surplus.shape
+    if features is not None and len(features) != n_items:
+        raise ValueError(f"features have {len(features)} rows for {n_items} items")
+    if min(lambda_theta, lambda_beta) <= 0:
+        raise ValueError("lambda_theta and lambda_beta must be positive")
+    start = np.random.default_rng(seed).standard_normal((n_users, factors)) * 0.01
+    theta = torch.from_numpy(start.astype(np.float32)).to(device)
+    beta = torch.zeros(n_items, factors, device=device)
+    by_user = _Rows.of(surplus, factors, device)
+    by_item = _Rows.of(surplus.T.tocsr(), factors, device)
+    prior = w = None
+    if features is not None:
+        prior = ContentPrior(features, lambda_w, bias, device)
+        w = torch.zeros(prior.features.shape[1], factors, device=device)
+    history = []
+
+    def note(sweep, step):
+        if trace:
+            value = objective(surplus, theta, beta, lambda_theta, lambda_beta, prior, w)
+            history.append({"sweep": sweep, "step": step, "objective": value})
+
+    for sweep in range(1, sweeps + 1):
+        mean = None if prior is None else prior.mean(w)
+        beta = _solve(theta, by_item, lambda_beta, mean, n_items)
+        note(sweep, "items")
+        theta = _solve(beta, by_user, lambda_theta, None, n_users)
+        note(sweep, "users")
+        if prior is not None:
+            w = prior.solve(beta)
+            note(sweep, "W")
+        if validate is not None:
+            scores = validate(theta.cpu().numpy(), beta.cpu().numpy())
+            history.append({"sweep": sweep, "step": "validation", **scores})
+    ridges = {"lambda_theta": lambda_theta, "lambda_beta": lambda_beta, "lambda_w": lambda_w}
+    w = None if w is None else w.cpu().numpy()
+    return Factors(theta.cpu().numpy(), beta.cpu().numpy(), w, ridges, history)
+
+
+def search(
+    surplus: sp.csr_matrix,
+    features=None,
+    *,
+    lambda_theta,
+    lambda_beta,
+    validate: Callable[[np.ndarray, np.ndarray], dict],
+    metric: str = "ndcg",
+    **settings,
+) -> tuple[Factors, pd.DataFrame]:
+    """Fit every pair of ``lambda_theta`` and ``lambda_beta`` and keep the best on validation.
+
+    ``lambda_W`` equals ``lambda_theta``, as in the paper, so that every model has the same trials.
+
+    Parameters
+    ----------
+    lambda_theta, lambda_beta : sequences of float
+    validate : callable
+        From theta and beta to a dict that holds ``metric``; higher is better.
+    settings
+        Passed to :func:`fit`.
+
+    Returns
+    -------
+    Factors
+        The best fit, done again with its objective and validation after every sweep.
+    DataFrame
+        One row a trial: ``lambda_theta``, ``lambda_beta`` and what ``validate`` gave.
+    """
+    trials = []
+    for theta_, beta_ in product(lambda_theta, lambda_beta):
+        ridges = {"lambda_theta": theta_, "lambda_beta": beta_}
+        if len(lambda_theta) * len(lambda_beta) > 1:
+            trial = fit(surplus, features, **ridges, lambda_w=theta_, **settings)
+            trials.append(ridges | validate(trial.theta, trial.beta))
+    best = max(trials, key=lambda t: t[metric], default=ridges)
+    best = {name: best[name] for name in ridges}
+    final = fit(
+        surplus, features, **best, lambda_w=best["lambda_theta"], trace=True, validate=validate,
+        **settings,
+    )  # fmt: skip
+    return final, pd.DataFrame(trials or [best | validate(final.theta, final.beta)])

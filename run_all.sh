@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Set up if need be, then bring the results up to date (python -m repro), or run the tests:
+#   ./run_all.sh [--profile NAME] [--only NN] [--from NN] [--force] [--device auto|cpu|cuda] [--list]
+#   ./run_all.sh test [pytest options]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+root=$PWD
+
+find_python() {
+  local name
+  for name in python3.13 python3.12 python3.11 python3 python; do
+    # Run it: a version manager's stub may exist for a Python that does not.
+    if "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$name"
+      return
+    fi
+  done
+  echo "run_all.sh needs Python 3.11 or newer with its venv module; none was found." >&2
+  echo "Install one (https://www.python.org), or use conda: see environment.yml." >&2
+  return 1
+}
+
+suitable() { # does this Python have the package from this folder, and all that it requires?
+  "$1" -P - "$root" 2>/dev/null <<'PYTHON'
+import re, sys
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import repro
+
+assert Path(repro.__file__).parent.parent.samefile(sys.argv[1])
+for requirement in requires("repro"):
+    version(re.match(r"[\w.-]+", requirement).group())
+PYTHON
+}
+
+install() { # into .venv; the marker is written last, so that an interrupted install is seen
+  local marker=.venv/installed wanted python
+  wanted="$root $(cat requirements.lock pyproject.toml | cksum)"
+  if [ "$(cat $marker 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null; then
+    return
+  fi
+  if [ ! -e $marker ] || ! .venv/bin/python -c '' 2>/dev/null; then
+    python=$(find_python)
+    echo "Creating .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv
+  fi
+  rm -f $marker
+  echo "Installing the pinned packages into .venv (a few minutes, the first time)"
+  if [ "$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
+    # The CPU build of torch is a tenth of the size. Asked for alone and without patience: where
+    # that index cannot be reached, pip goes on with the indexes it knows.
+    pip install --no-deps --retries 0 --timeout 15 \
+      --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements.lock)"
+  fi
+  pip install -r requirements.lock
+  pip install --no-deps --no-build-isolation --editable .
+  echo "$wanted" >$marker
+}
+
+pip() { .venv/bin/python -m pip -qq --disable-pip-version-check "$@"; }
+
+python=""
+active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+if [ -n "$active" ]; then
+  if suitable "$active/bin/python"; then
+    python=$active/bin/python
+  else
+    echo "The active environment ($active) lacks what is needed: using .venv instead"
+  fi
+fi
+if [ -z "$python" ]; then
+  install
+  python=$root/.venv/bin/python
+fi
+
+if [ "${1:-}" = test ]; then
+  shift
+  exec "$python" -m pytest "$@"
+fi
+exec "$python" -u -m repro "$@"

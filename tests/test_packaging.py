@@ -1,0 +1,80 @@
+"""pyproject.toml is the one home of requirements; conda's file and the lock must agree with it."""
+
+import os
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from repro.results import ROOT
+
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn"}
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def required(project):
+    lines = project["dependencies"] + project["optional-dependencies"]["test"]
+    return {r.name: r.specifier for r in map(Requirement, lines)}
+
+
+def test_conda_asks_for_the_same(project, required):
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text("utf-8"))["dependencies"]
+    conda = [Requirement(line) for line in listed if isinstance(line, str)]
+    conda = {CONDA_NAMES.get(r.name, r.name): r.specifier for r in conda}
+    assert str(conda.pop("python")) == project["requires-python"]
+    for tool in ("pip", "setuptools"):  # they install the package itself
+        conda.pop(tool)
+    assert conda == required
+
+
+def test_the_lock_is_complete_and_within_the_ranges(required):
+    lines = (ROOT / "requirements.lock").read_text("utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert all(re.fullmatch(r"[\w.]+", pin) for pin in pins.values())  # no local builds, no paths
+    for name, specifier in required.items():
+        assert specifier.contains(pins[name]), name
+
+
+def test_everything_imported_is_required(required):
+    own = {"repro", "IPython", "nbclient", "pytest"}  # IPython and nbclient come with jupyterlab
+    names = {"sklearn": "scikit-learn"}
+    sources = [path.read_text("utf-8") for path in (ROOT / "repro").glob("*.py")]
+    found = re.findall(r"^\s*(?:import|from) (\w+)", "\n".join(sources), re.MULTILINE)
+    standard = __import__("sys").stdlib_module_names
+    third = {names.get(name, name) for name in found if name not in standard} - own
+    assert third <= set(required)
+
+
+@pytest.mark.parametrize("name", ["run_all.sh", ".ci/run"])
+def test_scripts_are_valid_and_executable(name):
+    subprocess.run(["bash", "-n", ROOT / name], check=True)
+    assert os.access(ROOT / name, os.X_OK)
+
+
+def test_ci_runs_the_test_command():
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "./run_all.sh test"
+
+
+def test_without_a_python_the_script_says_what_it_needs(tmp_path):
+    script = tmp_path / "run_all.sh"
+    script.write_text((ROOT / "run_all.sh").read_text())
+    for name in ("requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("cat", "cksum", "dirname"):
+        path = subprocess.run(["bash", "-c", f"type -P {tool}"], capture_output=True, text=True)
+        (tools / tool).symlink_to(path.stdout.strip())
+    done = subprocess.run(
+        ["/bin/bash", script], env={"PATH": str(tools)}, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer" in done.stderr

@@ -1,0 +1,166 @@
+"""What a notebook saves comes back, looks the same twice, and is never half written."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from repro.results import Run, atomic, digest
+
+AWKWARD = "A$AP | <b>Ke$ha</b> & Æ"
+
+
+@pytest.fixture
+def run():
+    return Run("01_toy", "smoke", "cpu")
+
+
+def journal(run):
+    return json.loads((run.artifacts / "journal" / f"{run.notebook}.json").read_text("utf-8"))
+
+
+def test_arrays_strings_and_scalars_come_back(run):
+    ids = np.array(["SOAAA", "SÖ", ""])
+    run.save("toy", x=np.arange(6.0).reshape(2, 3), ids=ids, k=50, name="deep", on=True, eps=1e-6)
+    toy = run.load("toy")
+    np.testing.assert_array_equal(toy.x, [[0, 1, 2], [3, 4, 5]])
+    assert toy.ids.tolist() == ids.tolist()
+    assert (toy.k, toy.name, toy.on, toy.eps) == (50, "deep", True, 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["csr_array", "csc_array", "csr_matrix", "csc_matrix"])
+def test_sparse_matrices_come_back_as_they_were(run, kind):
+    matrix = getattr(sparse, kind)(np.array([[0, 2, 0], [0, 0, 3]], dtype=np.float32))
+    run.save("toy", plays=matrix, empty=sparse.csr_array((4, 5)))
+    toy = run.load("toy")
+    assert type(toy.plays).__name__ == kind
+    assert toy.plays.dtype == np.float32
+    np.testing.assert_array_equal(toy.plays.toarray(), matrix.toarray())
+    assert toy.empty.shape == (4, 5)
+
+
+def test_other_sparse_formats_become_rows(run):
+    run.save("toy", plays=sparse.coo_array(([1.0], ([0], [2])), shape=(2, 3)))
+    np.testing.assert_array_equal(run.load("toy").plays.toarray(), [[0, 0, 1], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("value", [np.array(["a", None], dtype=object), None, {"a": 1}])
+def test_python_objects_are_refused(run, value):
+    with pytest.raises(TypeError, match="'bad' holds Python objects"):
+        run.save("toy", bad=value)
+    assert not (run.artifacts / "toy.npz").exists()
+
+
+def test_same_values_same_bytes(run):
+    path = run.artifacts / "toy.npz"
+    digests = set()
+    for _ in range(2):
+        run.save("toy", x=np.arange(5), plays=sparse.eye_array(3).tocsr())
+        digests.add(digest(path))
+    assert len(digests) == 1
+    assert journal(run)["outputs"]["artifacts/toy.npz"] == digests.pop()
+
+
+def test_network_state_comes_back(run):
+    state = torch.nn.Linear(3, 2).state_dict()
+    run.save_state("net", state)
+    assert torch.equal(run.load_state("net")["weight"], state["weight"])
+
+
+@pytest.mark.parametrize("load", [Run.load, Run.load_state])
+def test_a_missing_artifact_is_named(run, load):
+    with pytest.raises(FileNotFoundError, match=r"artifact 'nothing' is missing: run .* first"):
+        load(run, "nothing")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["file"]
+
+
+def test_a_table_is_written_three_ways(run):
+    frame = pd.DataFrame({"model": [AWKWARD, "deep"], "recall": [1 / 3, np.nan], "n": [7, 1234]})
+    run.table(frame, "toy", "Recall", note="two users")
+    tables = run.folder / "tables"
+    back = pd.read_csv(tables / "toy.csv")
+    pd.testing.assert_frame_equal(back, frame)  # the full precision, names unharmed
+    markdown = (tables / "toy.md").read_text("utf-8")
+    row = "| A&#36;AP &#124; &lt;b&gt;Ke&#36;ha&lt;/b&gt; &amp; Æ | 0.3333 | 7 |"
+    assert row in " ".join(markdown.split())
+    assert "synthetic data" in markdown
+    assert "two users" in markdown
+    latex = (tables / "toy.tex").read_text("utf-8")
+    assert r"A\$AP" in latex
+    assert "0.3333" in latex
+    assert r"\begin{tabular}{lrr}" in latex
+
+
+def test_a_table_shows_its_index_if_it_means_something(run, capsys):
+    run.table(pd.DataFrame({"n": [1]}, index=["deep"]), "toy", "Counts")
+    assert "deep" in (run.folder / "tables" / "toy.md").read_text("utf-8")
+    assert "deep" in (run.folder / "tables" / "toy.csv").read_text("utf-8")
+    assert "deep" in capsys.readouterr().out
+
+
+def test_names_are_escaped_on_the_page(run, capsys):
+    run.table(pd.DataFrame({"artist": ["<script>x</script>"]}), "toy", "Names")
+    assert "&lt;script&gt;" in capsys.readouterr().out
+
+
+def test_a_figure_is_the_same_twice_and_closed(run):
+    digests = []
+    for _ in range(2):
+        figure, axes = plt.subplots(figsize=(3, 2))
+        axes.plot([1, 3, 2], label="β")
+        axes.legend()
+        run.figure(figure, "toy", "A line")
+        digests.append([digest(run.folder / "figures" / f"toy.{e}") for e in ("png", "pdf")])
+    assert digests[0] == digests[1]
+    assert plt.get_fignums() == []
+    assert journal(run)["shown"][-1] == {"kind": "figure", "name": "toy", "caption": "A line"}
+
+
+def test_provenance_names_data_and_device(run):
+    assert run.provenance == "synthetic data, smoke test · seed 98765 · cpu"
+    run.fact(fingerprint="0123456789abcdef", users=np.int64(3))
+    later = Run("02_later", "smoke", "cpu")
+    assert later.provenance.endswith("cpu · data 0123456789ab")
+    assert journal(run)["facts"]["users"] == 3
+
+
+def test_checks_are_journaled_or_raise(run, capsys):
+    run.check("one is one", np.bool_(True))
+    with pytest.raises(AssertionError, match="pigs fly"):
+        run.check("pigs fly", False)
+    assert journal(run)["checks"] == ["one is one"]
+    assert capsys.readouterr().out == "ok  one is one\n"
+
+
+def test_profile_and_device_fall_back_to_the_environment(monkeypatch):
+    assert Run("01_toy", device="cpu").profile.name == "demo"
+    monkeypatch.setenv("REPRO_PROFILE", "smoke")
+    monkeypatch.setenv("REPRO_DEVICE", "cpu")
+    run = Run("01_toy")
+    assert (run.profile.name, run.device) == ("smoke", "cpu")
+    assert run.data == run.artifacts / "world"
+
+
+def test_an_unknown_profile_lists_the_known():
+    with pytest.raises(ValueError, match="unknown profile 'demmo': choose one of demo, smoke"):
+        Run("01_toy", "demmo")
+
+
+def test_an_absent_gpu_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        Run("01_toy", "smoke", "cuda")
+    assert Run("01_toy", "smoke", "auto").device == "cpu"

@@ -1,0 +1,87 @@
+"""The subsets and splits against slow versions written from the paper's sentences."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from repro import splits
+
+
+@st.composite
+def play_matrices(draw):
+    shape = draw(st.tuples(st.integers(1, 12), st.integers(1, 12)))
+    density = draw(st.floats(0.05, 0.9))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 50, shape) * (rng.random(shape) < density)
+    return sparse.csr_matrix(counts.astype(np.int32))
+
+
+@given(play_matrices(), st.integers(1, 6), st.integers(1, 6))
+def test_dense_subset_is_the_songs_then_the_users(plays, min_songs, min_users):
+    heard = plays.toarray() > 0
+    songs = [i for i in range(heard.shape[1]) if sum(heard[:, i]) >= min_users]
+    users = [u for u in range(heard.shape[0]) if sum(heard[u, i] for i in songs) >= min_songs]
+    found = splits.dense_subset(plays, min_songs, min_users)
+    assert [list(found[0]), list(found[1])] == [users, songs]
+
+
+@given(play_matrices(), st.integers(1, 6), st.integers(1, 6))
+def test_sparse_subset_counts_users_on_the_rare_songs(plays, songs_per_user, users_per_song):
+    heard = plays.toarray() > 0
+    rare = [i for i in range(heard.shape[1]) if sum(heard[:, i]) < users_per_song]
+    left = [sum(heard[u, i] for i in rare) for u in range(heard.shape[0])]
+    users = [u for u, n in enumerate(left) if 1 <= n < songs_per_user]
+    songs = [i for i in rare if any(heard[u, i] for u in users)]
+    found = splits.sparse_subset(plays, songs_per_user, users_per_song)
+    assert [list(found[0]), list(found[1])] == [users, songs]
+
+
+def test_dense_subset_is_one_pass_and_no_k_core():
+    # Song 1 has its two users only until user 2, with one song, goes.
+    plays = sparse.csr_matrix([[1, 0, 1], [1, 1, 1], [0, 1, 0]])
+    users, songs = splits.dense_subset(plays, 2, 2)
+    assert list(users) == [0, 1]
+    assert list(songs) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("n", "fraction", "kept"), [(97_414, 0.05, 92_543), (10, 0.2, 8)])
+def test_cold_items_leave_as_many_as_the_authors(n, fraction, kept):
+    cold = splits.cold_items(n, fraction, seed=1)
+    assert len(cold) == len(set(cold)) == n - kept
+    assert list(cold) == sorted(cold)
+    assert cold.min() >= 0 and cold.max() < n
+    assert np.array_equal(cold, splits.cold_items(n, fraction, seed=1))
+    assert not np.array_equal(cold, splits.cold_items(n, fraction, seed=2))
+
+
+@given(play_matrices(), st.floats(0, 0.9), st.floats(0, 0.9), st.integers(0, 99))
+@settings(deadline=None)
+def test_split_is_a_partition_that_strands_nobody(plays, test_fraction, validation_fraction, seed):
+    parts = splits.split_pairs(plays, test_fraction, validation_fraction, seed)
+    dense = [part.toarray() for part in parts]
+    assert np.array_equal(sum(dense), plays.toarray())
+    assert (sum((part > 0).astype(int) for part in dense) <= 1).all()
+    for axis in (0, 1):
+        assert np.array_equal((dense[0] > 0).any(axis), (plays.toarray() > 0).any(axis))
+
+
+def test_split_sizes_are_of_all_and_of_the_rest():
+    rng = np.random.default_rng(0)
+    plays = sparse.csr_matrix((rng.random((200, 150)) < 0.3).astype(np.int32))
+    _, validation, test = splits.split_pairs(plays, 0.2, 0.1, seed=0)
+    held = int(0.2 * plays.nnz)
+    assert test.nnz == held
+    assert validation.nnz == int(0.1 * (plays.nnz - held))
+    again = splits.split_pairs(plays, 0.2, 0.1, seed=0)
+    other = splits.split_pairs(plays, 0.2, 0.1, seed=1)
+    assert (again[2] != test).nnz == 0
+    assert (other[2] != test).nnz > 0
+
+
+def test_user_with_a_single_pair_keeps_it_for_training():
+    plays = sparse.identity(30, dtype=np.int32, format="csr")
+    train, validation, test = splits.split_pairs(plays, 0.5, 0.5, seed=3)
+    assert (train.nnz, validation.nnz, test.nnz) == (30, 0, 0)
