@@ -171,7 +171,7 @@ def load(profile: Profile, root: Path | str) -> Dataset:
 def bags(profile: Profile, root: Path | str) -> Callable[[str], np.ndarray]:
     """Return the function from a track id to its content, float32, shape (frames, D).
 
-    D is 12 for timbre and 13 for descriptors, in the files' own units; no frames give (0, D).
+    D is 12 for timbre and 10 for descriptors, in the files' own units; no frames give (0, D).
 
     Raises
     ------

@@ -43,8 +43,6 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None, device="cpu
         raise ValueError("a pair is both held out and excluded")
     theta = torch.as_tensor(np.asarray(theta, dtype=np.float32), device=device)
     beta = torch.as_tensor(np.asarray(beta, dtype=np.float32), device=device)
-    if not (bool(theta.isfinite().all()) and bool(beta.isfinite().all())):
-        raise ValueError("theta and beta must be finite")
     n_items = len(beta)
     lengths = np.diff(heldout.indptr)
     order = np.argsort(lengths, kind="stable")
@@ -52,8 +50,10 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None, device="cpu
     index = torch.arange(n_items, device=device)
     ranks = np.empty(heldout.nnz, dtype=np.int64)
     block = max(1, 2**22 // max(n_items, 1))
-    for users in np.split(order, np.arange(block, len(order), block)):
+    for users in np.split(order, np.arange(block, len(order), block)) if len(order) else []:
         scores = theta[torch.from_numpy(users).to(device)] @ beta.T
+        if not bool(scores.isfinite().all()):
+            raise ValueError("scores must be finite")
         if exclude is not None:
             row, col = exclude[users].nonzero()
             scores[torch.from_numpy(row).to(device), torch.from_numpy(col).to(device)] = -np.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pandas as pd
 
 _TAGGING = ["Prec", "Recall", "F", "AROC", "MAP"]
@@ -41,7 +43,33 @@ SPR_IN_MATRIX = pd.DataFrame.from_dict(
     orient="index",
     columns=_RANKING,
 )
-STATISTICS = {
-    "DEN": {"users": 613_682, "songs": 97_414, "pairs": 38_226_302},
-    "SPR": {"users": 564_437, "songs": 260_345, "pairs": None},
+PRINTED = {
+    "tagging": TAGGING,
+    "DEN in-matrix": DEN_IN_MATRIX,
+    "SPR in-matrix": SPR_IN_MATRIX,
+    "out-of-matrix": DEN_OUT_OF_MATRIX,
 }
+
+
+class Claim(NamedTuple):
+    """That one system beats another on a metric, or, with ``equal``, that they do not differ."""
+
+    where: str  # a key of PRINTED
+    system: str
+    than: str
+    metric: str
+    equal: bool = False
+
+
+CLAIMS = [
+    Claim("tagging", "NNet", "SPMF", "AROC"),
+    Claim("DEN in-matrix", "WMF", "PMF", "ndcg"),
+    Claim("DEN in-matrix", "PMF", "CTPF", "ndcg"),
+    Claim("DEN in-matrix", "CF + shallow", "WMF", "ndcg", equal=True),
+    Claim("DEN in-matrix", "CF + deep", "WMF", "ndcg", equal=True),
+    Claim("SPR in-matrix", "CF + deep", "WMF", "recall@40"),
+    Claim("SPR in-matrix", "CF + deep", "WMF", "ndcg"),
+    Claim("out-of-matrix", "CF + deep", "CF + shallow", "recall@40"),
+    Claim("out-of-matrix", "CF + deep", "CF + shallow", "ndcg"),
+    Claim("out-of-matrix", "CTPF", "CF + shallow", "recall@120"),
+]

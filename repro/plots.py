@@ -75,8 +75,14 @@ def codebook(centres: np.ndarray, usage: np.ndarray, labels) -> Figure:
 def example_histograms(histograms: np.ndarray, names) -> Figure:
     """Draw the l1-normalised histogram of a few tracks."""
     fig, axes = plt.subplots(
-        len(names), 1, figsize=(7, 0.95 * len(names)), sharex=True, layout="constrained"
+        len(names),
+        1,
+        figsize=(7, 0.95 * len(names)),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
     )
+    axes = axes[:, 0]
     for ax, histogram, name in zip(axes, histograms, names, strict=True):
         used = np.flatnonzero(histogram)
         ax.vlines(used, 0, histogram[used], color="0.3", lw=0.8)

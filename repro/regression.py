@@ -30,9 +30,14 @@ def mlp(features: np.ndarray, beta: np.ndarray, seed: int, units: int = 1000) ->
     # Factors of unit scale, or the stopping tolerance would mean something else in each fit.
     scale = float(np.std(beta)) or 1.0
     net = MLPRegressor(
-        hidden_layer_sizes=(units,), alpha=1e-3, batch_size=min(100, len(beta)), early_stopping=True,
-        n_iter_no_change=5, max_iter=100, random_state=seed,
-    )  # fmt: skip
+        hidden_layer_sizes=(units,),
+        alpha=1e-3,
+        batch_size=min(100, len(beta)),
+        early_stopping=True,
+        n_iter_no_change=5,
+        max_iter=100,
+        random_state=seed,
+    )
     model = make_pipeline(StandardScaler(), net).fit(features, beta / scale)
     net.coefs_[-1] *= scale
     net.intercepts_[-1] *= scale

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 from urllib.parse import quote
 
 from repro import results
 
-TOP_TABLES = ("headline", "verdict")
+TOP_TABLES = ("headline", "verdicts")
+LONG_TABLE = 20  # rows; a longer one is linked, not shown
 SYNTHETIC = (
     "> **Synthetic.** Everything on this page was computed from invented data that carry a known "
     "pattern. It shows that the method works as written; it says nothing about real listeners."
@@ -71,8 +73,8 @@ def page(folder: Path, made: dict, journals: dict[str, dict], stale: list[str]) 
         path = folder / "tables" / f"{name}.md"
         lines += [path.read_text("utf-8")] if path.exists() else []
     for step, journal in journals.items():
-        lines += ["", f"## {step[:2]} {step[3:].replace('_', ' ').capitalize()}", ""]
-        lines += [f"Notebook: [page](html/{step}.html), [source](notebooks/{step}.ipynb)", ""]
+        lines += ["", f"## {_title(folder / 'notebooks' / f'{step}.ipynb')}", ""]
+        lines += [f"[page](html/{step}.html), [notebook](notebooks/{step}.ipynb)", ""]
         for shown in journal["shown"]:
             name, caption = shown["name"], shown["caption"]
             if shown["kind"] == "figure":
@@ -80,8 +82,15 @@ def page(folder: Path, made: dict, journals: dict[str, dict], stale: list[str]) 
                 image = f'<img src="figures/{quote(name)}.png" width="{width}"'
                 lines += [f'{image} alt="{html.escape(caption)}">', "", f"*{caption}*", ""]
             elif name not in TOP_TABLES:
-                lines += [f"Table: [{caption}](tables/{quote(name)}.md)", ""]
+                table = (folder / "tables" / f"{name}.md").read_text("utf-8")
+                link = f"Table: [{caption}](tables/{quote(name)}.md)\n"
+                lines += [link if table.count("\n|") > LONG_TABLE else table]
     return "\n".join(lines + _provenance(made))
+
+
+def _title(notebook: Path) -> str:
+    first = json.loads(notebook.read_text("utf-8"))["cells"][0]["source"]
+    return "".join(first).splitlines()[0].removeprefix("# ")
 
 
 def _provenance(made: dict) -> list[str]:

@@ -257,7 +257,7 @@ class Run:
             packed |= _pack(key, value)
         path = self.artifacts / f"{name}.npz"
         with atomic(path) as file:
-            np.savez(file, allow_pickle=False, **packed)
+            np.savez(file, **packed)  # no objects: _pack refuses them
         self._made(path)
 
     def load(self, name: str) -> SimpleNamespace:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from repro import paper
 from repro.metrics import bootstrap
 
 NAMES = {"ndcg": "NDCG", "ndcg_code": "NDCG (code)", "map": "MAP"}
@@ -14,15 +15,15 @@ def _name(column: str) -> str:
     return NAMES.get(column, column.replace("recall", "R"))
 
 
-def ranking(systems: dict, paper: pd.DataFrame | None, resamples: int, seed: int) -> pd.DataFrame:
+def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: int) -> pd.DataFrame:
     """Return one row a system: mean and half-width of the 95% interval of each metric, and users.
 
     Parameters
     ----------
     systems : dict of str to DataFrame
         Per-user metrics from :func:`repro.metrics.evaluate`; None where a system has no score.
-    paper : DataFrame, optional
-        The paper's means by system; each follows ours on a row of its own.
+    printed : DataFrame, optional
+        The paper's means by system, which follow ours on rows of their own.
 
     Returns
     -------
@@ -38,46 +39,73 @@ def ranking(systems: dict, paper: pd.DataFrame | None, resamples: int, seed: int
         half = (stats["high"] - stats["low"]) / 2
         rows[system] = {_name(c): f"{stats['mean'][c]:.4f} ± {half[c]:.4f}" for c in columns}
         rows[system]["users"] = f"{len(frame):,}"
-    for system in [] if paper is None else paper.index:
-        rows[f"paper: {system}"] = {_name(c): f"{v:.4f}" for c, v in paper.loc[system].items()}
+    for system in [] if printed is None else printed.index:
+        rows[f"paper: {system}"] = {_name(c): f"{v:.4f}" for c, v in printed.loc[system].items()}
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("system")
 
 
-def means(systems: dict) -> pd.DataFrame:
-    """Return the plain means of every system, for :meth:`Run.save` and for further reading."""
-    return pd.DataFrame({s: f.mean() for s, f in systems.items() if f is not None}).T
-
-
-def gain(better: pd.DataFrame, than: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
-    """Return the mean paired difference of two systems over their users, with its interval."""
-    return bootstrap(better - than, resamples, seed)
-
-
-def verdict(claim: str, paper: str, stats: pd.Series, *, equal_within=None, same_data=False):
-    """Judge one claim of the paper by the interval of our difference.
-
-    Parameters
-    ----------
-    stats : Series
-        ``mean``, ``low``, ``high`` of the difference that the claim says is positive or, with
-        ``equal_within``, smaller than that.
-    same_data : bool
-        Whether the data are the paper's own; only then can a claim be *reproduced*.
+def gains(systems: dict, than: str, metric: str, resamples: int, seed: int) -> pd.DataFrame:
+    """Return each other system's mean paired difference to ``than``, with its 95% interval.
 
     Returns
     -------
-    dict with ``claim``, ``paper``, ``ours``, ``verdict``.
+    DataFrame, indexed by system: ``mean``, ``low``, ``high``.
     """
-    if equal_within is None:
-        holds = stats["low"] > 0
-    else:
-        holds = -equal_within < stats["low"] and stats["high"] < equal_within
-    if holds:
-        outcome = "reproduced" if same_data else "same ordering"
-    else:
-        outcome = "not reproduced"
-    ours = f"{stats['mean']:+.4f} [{stats['low']:+.4f}, {stats['high']:+.4f}]"
-    return {"claim": claim, "paper": paper, "ours": ours, "verdict": outcome}
+    rows = {
+        name: bootstrap(frame[[metric]] - systems[than][[metric]], resamples, seed).loc[metric]
+        for name, frame in systems.items()
+        if frame is not None and name != than
+    }
+    return pd.DataFrame(rows).T
+
+
+def verdicts(
+    found: dict, resamples: int, seed: int, *, same_data: bool, equal_within: float = 0.005
+) -> pd.DataFrame:
+    """Judge the paper's claims about the settings in ``found`` by our paired differences.
+
+    A claim holds when the whole 95% interval is above zero or, for a claim of equality, within
+    ``equal_within`` of it. It is then *reproduced* on the paper's own data and shows the *same
+    ordering* on other data; else it is *not reproduced*. A claim about a system that we have not
+    run is *not comparable*.
+
+    Parameters
+    ----------
+    found : dict
+        Setting (a key of :data:`repro.paper.PRINTED`) to our systems' per-user metrics by name.
+    same_data : bool
+        Whether the data are the paper's own.
+
+    Returns
+    -------
+    DataFrame: ``claim``, ``paper``, ``ours``, ``verdict``.
+    """
+    rows = []
+    for claim in paper.CLAIMS:
+        if claim.where not in found:
+            continue
+        printed = paper.PRINTED[claim.where][claim.metric]
+        systems = found[claim.where]
+        absent = [s for s in (claim.system, claim.than) if systems.get(s) is None]
+        if absent:
+            ours, outcome = f"not run: {', '.join(absent)}", "not comparable"
+        else:
+            both = {s: systems[s] for s in (claim.system, claim.than)}
+            mean, low, high = gains(both, claim.than, claim.metric, resamples, seed).iloc[0]
+            ours = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+            holds = (-equal_within < low and high < equal_within) if claim.equal else low > 0
+            held = "reproduced" if same_data else "same ordering"
+            outcome = held if holds else "not reproduced"
+        says = f"{claim.system} {'equals' if claim.equal else 'beats'} {claim.than}"
+        rows.append(
+            {
+                "claim": f"{claim.where}: {says} ({_name(claim.metric)})",
+                "paper": f"{printed[claim.system] - printed[claim.than]:+.4f}",
+                "ours": ours,
+                "verdict": outcome,
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def neighbours(names, factors, other_names, other_factors, n: int = 3) -> pd.DataFrame:

@@ -238,7 +238,7 @@ def test_genuine_listening_with_descriptors():
     assert sum(sizes) == 27_028
     spelt = dict(zip(data.item_ids, data.item_names, strict=True))
     assert spelt["sigurros"] == "Sigur Rós"
-    assert bag("sigurros").shape[1] == len(datasets.DESCRIPTORS) == 13
+    assert bag("sigurros").shape[1] == len(datasets.DESCRIPTORS) == 10
 
 
 @genuine
@@ -261,5 +261,5 @@ def test_descriptor_table_under_its_other_name(tmp_path):
         tmp_path / "Music Info.csv"
     )
     bag = datasets.bags(config.LASTFM, tmp_path)
-    assert bag("ann").tolist() == [[0.5] * 13, [1.5] * 13]
-    assert bag("bob").shape == (0, 13)
+    assert bag("ann").tolist() == [[0.5] * 10, [1.5] * 10]
+    assert bag("bob").shape == (0, 10)

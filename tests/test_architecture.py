@@ -1,0 +1,86 @@
+"""The package keeps its shape: algorithms know nothing of paths, profiles or plots."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "repro"
+MODULES = sorted(PACKAGE.glob("*.py"))
+ALGORITHMS = {"vq", "tagging", "wmf", "regression", "metrics", "splits"}
+SURROUNDINGS = {
+    "pathlib",
+    "os",
+    "io",
+    "shutil",
+    "tempfile",
+    "sys",
+    "matplotlib",
+    "seaborn",
+    "IPython",
+}
+
+
+def imports(path):
+    """Return the dotted names that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ("repro." if node.level else "") + (node.module or "")
+            found |= {f"{base.rstrip('.')}.{alias.name}" for alias in node.names}
+    return found
+
+
+def of_ours(path):
+    parts = [name.split(".") for name in imports(path)]
+    return {part[1] for part in parts if part[0] == "repro" and len(part) > 1}
+
+
+def test_every_algorithm_is_there():
+    assert {path.stem for path in MODULES} >= ALGORITHMS
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_algorithm_stands_alone(name):
+    path = PACKAGE / f"{name}.py"
+    assert of_ours(path) == set()
+    assert not {found.split(".")[0] for found in imports(path)} & SURROUNDINGS
+    called = {n.func.id for n in ast.walk(ast.parse(path.read_text(encoding="utf8")))
+              if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip
+    assert not called & {"open", "print", "input", "exec", "eval"}
+
+
+@pytest.mark.parametrize("name", ["results", "runner", "report", "datasets", "synthetic", "config"])
+def test_machinery_knows_no_algorithm(name):
+    assert not of_ours(PACKAGE / f"{name}.py") & ALGORITHMS
+
+
+@pytest.mark.parametrize("name", ["tables", "plots", "paper"])
+def test_presentation_knows_only_metrics_and_the_papers_numbers(name):
+    assert of_ours(PACKAGE / f"{name}.py") <= {"metrics", "paper"}
+    assert not {found.split(".")[0] for found in imports(PACKAGE / f"{name}.py")} & {
+        "pathlib",
+        "os",
+    }
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_nothing_runs_or_unpacks_what_it_reads(path):
+    tree = ast.parse(path.read_text(encoding="utf8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    named = {getattr(call.func, "attr", getattr(call.func, "id", "")) for call in calls}
+    assert not {found.split(".")[0] for found in imports(path)} & {"pickle", "joblib", "dill"}
+    assert not named & {"extractall", "extract", "read_pickle", "system"}
+    assert not {call.func.id for call in calls if isinstance(call.func, ast.Name)} & {
+        "eval",
+        "exec",
+    }
+    for call in calls:
+        given = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+        assert given.get("allow_pickle", False) is False
+        assert given.get("weights_only", True) is True
+        assert given.get("shell", False) is False
+        if ast.unparse(call.func) == "torch.load":
+            assert given.get("weights_only") is True

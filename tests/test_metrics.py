@@ -1,0 +1,210 @@
+"""The metrics against lists worked by hand and against a slow version that sorts."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repro import metrics
+
+
+def scored(scores):
+    """Return factors whose products are exactly ``scores``."""
+    scores = np.atleast_2d(np.asarray(scores, np.float32))
+    return scores, np.eye(scores.shape[1], dtype=np.float32)
+
+
+def pairs(rows, n_items):
+    """Return the matrix of users whose items are listed in ``rows``."""
+    dense = np.zeros((len(rows), n_items), np.int32)
+    for row, items in zip(dense, rows, strict=True):
+        row[list(items)] = 1
+    return sp.csr_matrix(dense)
+
+
+def slow(scores, heldout, exclude, recall_at):
+    """Sort each user's list and apply the definitions one term at a time."""
+    rows = {}
+    for user, (score, held) in enumerate(zip(scores, heldout.toarray(), strict=True)):
+        out = exclude.toarray()[user] > 0
+        listed = sorted((i for i in range(len(score)) if not out[i]), key=lambda i: (-score[i], i))
+        relevant = [held[i] > 0 for i in listed]
+        n = sum(relevant)
+        if n == 0:
+            continue
+        row = {f"recall@{m}": sum(relevant[:m]) / n for m in recall_at}
+        for name, discounts in {
+            "ndcg": [1 / math.log2(i + 1) for i in range(1, len(listed) + 1)],
+            "ndcg_code": [1.0] + [1 / math.log2(i) for i in range(2, len(listed) + 1)],
+        }.items():
+            gain = sum(d for d, r in zip(discounts, relevant, strict=True) if r)
+            row[name] = gain / sum(discounts[:n])
+        at = [i for i, r in enumerate(relevant) if r]
+        row["map"] = sum(sum(relevant[: i + 1]) / (i + 1) for i in at) / n
+        rows[user] = row
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def test_ranks_of_a_list_worked_by_hand():
+    # listed: item 2 (9), 0 (7), 4 (5), 3 (1); item 1 (8) is excluded
+    theta, beta = scored([7, 8, 9, 1, 5])
+    heldout, seen = pairs([[0, 3]], 5), pairs([[1]], 5)
+    assert list(metrics.heldout_ranks(theta, beta, heldout, seen)) == [1, 3]
+    assert list(metrics.heldout_ranks(theta, beta, heldout)) == [2, 4]
+
+
+def test_metrics_of_a_list_worked_by_hand():
+    # two held-out items at the 2nd and 4th place
+    theta, beta = scored([7, 8, 9, 1, 5])
+    frame = metrics.evaluate(theta, beta, pairs([[0, 3]], 5), pairs([[1]], 5), (1, 2, 3, 4))
+    one = frame.loc[0]
+    assert [one[f"recall@{m}"] for m in (1, 2, 3, 4)] == [0, 0.5, 0.5, 1]
+    # DCG = 1/log2 3 + 1/log2 5 = 0.63093 + 0.43068; ideal 1/log2 2 + 1/log2 3 = 1.63093
+    assert one["ndcg"] == pytest.approx(1.06161 / 1.63093, abs=1e-5)
+    # the code's discounts are 1, 1, 1/log2 3, 1/log2 4: DCG = 1 + 1/2, ideal 1 + 1
+    assert one["ndcg_code"] == pytest.approx(0.75)
+    # precision is 1/2 at the 2nd place and 2/4 at the 4th
+    assert one["map"] == pytest.approx(0.5)
+
+
+def test_equal_scores_keep_the_order_of_their_index():
+    theta, beta = scored([1, 1, 2, 1])
+    assert list(metrics.heldout_ranks(theta, beta, pairs([[0, 1, 3]], 4))) == [1, 2, 3]
+
+
+def test_recall_is_over_all_held_out_items():
+    theta, beta = scored([5, 4, 3, 2, 1])
+    frame = metrics.evaluate(theta, beta, pairs([[0, 1, 2, 3]], 5), recall_at=(2,))
+    assert frame.loc[0, "recall@2"] == 0.5  # not 1: the list of two could hold no more
+
+
+def test_user_without_held_out_items_is_left_out_and_a_zero_stays():
+    theta, beta = scored([[3, 2, 1], [3, 2, 1], [3, 2, 1]])
+    frame = metrics.evaluate(theta, beta, pairs([[0], [], [2]], 3), recall_at=(1,))
+    assert list(frame.index) == [0, 2]
+    assert list(frame["recall@1"]) == [1.0, 0.0]
+
+
+def test_perfect_ranking_scores_one():
+    heldout = pairs([[0, 1], [2], [1, 2, 3]], 6)
+    frame = metrics.evaluate(*scored(heldout.toarray()), heldout, recall_at=(3, 5))
+    assert np.allclose(frame, 1.0)
+
+
+@st.composite
+def rankings(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_users, n_items, k = draw(st.tuples(st.integers(1, 9), st.integers(1, 14), st.integers(1, 3)))
+    part = rng.choice(3, (n_users, n_items), p=[0.5, 0.25, 0.25])
+    part[0, 0] = 1  # at least one pair is held out
+    levels = draw(st.integers(1, 4))  # few levels, many ties; small integers, exact products
+    theta, beta = (rng.integers(-levels, levels + 1, (n, k)) for n in (n_users, n_items))
+    return theta, beta, sp.csr_matrix((part == 1) * 1), sp.csr_matrix((part == 2) * 1)
+
+
+@given(rankings())
+@settings(deadline=None, max_examples=200)
+def test_metrics_equal_the_slow_version(ranking):
+    theta, beta, heldout, exclude = ranking
+    found = metrics.evaluate(theta, beta, heldout, exclude, (1, 3, 10))
+    expected = slow(theta @ beta.T, heldout, exclude, (1, 3, 10))
+    pd.testing.assert_frame_equal(found, expected, check_names=False, check_index_type=False)
+
+
+def test_ranks_are_those_of_sorting_when_the_users_do_not_fit_one_block():
+    rng = np.random.default_rng(1)
+    part = rng.choice(3, (3000, 1500), p=[0.99, 0.005, 0.005])
+    heldout, exclude = (sp.csr_matrix((part == p) * 1) for p in (1, 2))
+    theta, beta = rng.integers(-3, 4, (3000, 4)), rng.integers(-3, 4, (1500, 4))
+    order = np.argsort(-np.where(part == 2, -(10**6), theta @ beta.T), axis=1, kind="stable")
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(1500)[None], axis=1)
+    assert np.array_equal(metrics.heldout_ranks(theta, beta, heldout, exclude), rank[part == 1])
+
+
+def test_random_scores_find_what_chance_finds():
+    rng = np.random.default_rng(0)
+    heldout = sp.csr_matrix((rng.random((3000, 200)) < 0.05) * 1)
+    theta, beta = rng.standard_normal((3000, 40)), rng.standard_normal((200, 40))
+    frame = metrics.evaluate(theta, beta, heldout, recall_at=(20, 100))
+    assert frame["recall@20"].mean() == pytest.approx(20 / 200, abs=0.01)
+    assert frame["recall@100"].mean() == pytest.approx(100 / 200, abs=0.02)
+
+
+def test_pair_both_held_out_and_excluded_is_an_error():
+    with pytest.raises(ValueError, match="both held out and excluded"):
+        metrics.evaluate(*scored([1, 2]), pairs([[0]], 2), pairs([[0, 1]], 2))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+@pytest.mark.parametrize("side", [0, 1])
+def test_factors_that_are_not_finite_are_an_error(bad, side):
+    factors = [np.ones((1, 2)), np.ones((3, 2))]
+    factors[side][0, 1] = bad
+    with pytest.raises(ValueError, match="finite"), np.errstate(over="ignore"):
+        metrics.evaluate(*factors, pairs([[0]], 3))
+
+
+def test_product_that_overflows_is_an_error():
+    theta, beta = np.full((1, 2), 1e30), np.array([[1e30, -1e30], [1, 1]])
+    with pytest.raises(ValueError, match="finite"):
+        metrics.evaluate(theta, beta, pairs([[0]], 2))
+
+
+def test_no_held_out_pair_gives_no_user():
+    frame = metrics.evaluate(*scored([[1, 2], [3, 4]]), pairs([[], []], 2), recall_at=(1,))
+    assert list(frame.columns) == ["recall@1", "ndcg", "ndcg_code", "map"]
+    assert len(frame) == 0
+
+
+def test_validator_gives_the_means():
+    theta, beta = scored([[3, 2, 1], [1, 2, 3]])
+    heldout = pairs([[0], [0]], 3)
+    found = metrics.validator(heldout, None)(theta, beta)
+    assert found == pytest.approx({"ndcg": (1 + 0.5) / 2, "recall@40": 1.0})
+
+
+def test_same_for_all_ranks_by_the_given_scores():
+    theta, beta = metrics.same_for_all([2, 9, 4], 5)
+    assert np.array_equal(theta @ beta.T, [[2, 9, 4]] * 5)
+
+
+def test_bootstrap_of_a_constant_is_a_point():
+    stats = metrics.bootstrap(pd.DataFrame({"a": [0.25] * 30}), 50, 0)
+    assert np.allclose(stats.loc["a"], 0.25)
+
+
+def test_bootstrap_interval_is_that_of_the_mean():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 2000)
+    stats = metrics.bootstrap(pd.DataFrame({"a": values, "b": values + 1}), 2000, 1)
+    assert np.allclose(stats["mean"], [values.mean(), values.mean() + 1])
+    error = 1.96 * values.std() / math.sqrt(2000)  # normal theory
+    assert np.allclose(stats["mean"] - stats["low"], error, rtol=0.08)
+    assert np.allclose(stats["high"] - stats["mean"], error, rtol=0.08)
+
+
+def test_paired_bootstrap_sees_through_the_spread_of_users():
+    frame = pd.DataFrame({"a": np.random.default_rng(0).normal(size=500)})
+    assert np.array_equal(metrics.bootstrap(frame - frame, 50, 0), [[0, 0, 0]])
+    stats = metrics.bootstrap((frame + 1e-3) - frame, 50, 0).loc["a"]
+    assert stats["low"] == pytest.approx(1e-3) and stats["high"] == pytest.approx(1e-3)
+
+
+def test_bootstrap_covers_the_truth_nineteen_times_in_twenty():
+    rng = np.random.default_rng(7)
+    covered = 0
+    for trial in range(200):
+        stats = metrics.bootstrap(pd.DataFrame({"a": rng.exponential(size=100)}), 200, trial)
+        covered += stats.loc["a", "low"] < 1.0 < stats.loc["a", "high"]
+    assert 0.88 < covered / 200 < 0.99
+
+
+def test_bootstrap_is_deterministic_from_its_seed():
+    frame = pd.DataFrame({"a": np.random.default_rng(0).random(50)})
+    one, same, other = (metrics.bootstrap(frame, 20, seed) for seed in (1, 1, 2))
+    assert one.equals(same)
+    assert not one.equals(other)

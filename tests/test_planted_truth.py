@@ -1,0 +1,124 @@
+"""In a world where style drives both sound and listening, the whole chain finds that out."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from repro import config, datasets, metrics, splits, synthetic, tagging, vq, wmf
+
+PROFILE = config.SMOKE
+TOP = 10  # the length of the list: a few dozen songs are cold
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads gain nothing on matrices this small, and on a busy machine wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Prepare the smoke world as the notebooks do, up to the content of every song."""
+    p, root = PROFILE, tmp_path_factory.mktemp("planted") / "world"
+    synthetic.write_world(p.world, p.seed, root)
+    data, read = datasets.load(p, root), datasets.bags(p, root)
+
+    users, items = splits.dense_subset(data.plays, p.min_songs_per_user, p.min_users_per_song)
+    items = np.random.default_rng(p.seed).permutation(items)
+    plays = (data.plays[users][:, items] > 0).astype(np.int32).tocsr()
+    cold = splits.cold_items(len(items), p.cold_fraction, p.seed)
+    warm = np.setdiff1d(np.arange(len(items)), cold)
+    train, _, _ = splits.split_pairs(
+        plays[:, warm].tocsr(), p.test_fraction, p.validation_fraction, p.seed
+    )
+
+    tracks = data.item_tracks[items]
+    teach = data.tag_train & ~np.isin(data.tag_tracks, tracks[cold])
+    sample = vq.codebook_tracks(
+        data.tag_tracks[teach], data.hotness[teach], p.codebook_tracks, p.seed
+    )
+    frames = np.concatenate([read(track) for track in sample])
+    book = vq.learn_codebook(frames, p.codewords, p.codebook_passes, p.seed)
+    shallow = vq.l1_normalise(vq.histograms(read, tracks, book))
+    tagged = vq.l1_normalise(vq.histograms(read, data.tag_tracks[teach], book))
+    net, _ = tagging.train(
+        tagged, data.tags[teach], hidden=p.hidden, dropout=p.dropout, epochs=p.epochs,
+        learning_rate=p.learning_rate, batch_size=p.batch_size, scale_input=p.scale_input,
+        seed=p.seed,
+    )  # fmt: skip
+    return SimpleNamespace(
+        surplus=wmf.log_surplus(train, p.alpha, p.eps),
+        heldout=plays[:, cold].tocsr(),
+        warm=warm,
+        cold=cold,
+        bag_size=np.array([len(read(track)) for track in tracks]),
+        shallow=shallow,
+        deep=tagging.hidden_layer(net, shallow),
+    )
+
+
+def judge(world, theta, beta):
+    return metrics.evaluate(theta, beta, world.heldout, recall_at=(TOP,))
+
+
+def content_aware(world, content):
+    """Return the metrics on cold songs of the model fitted with ``content``."""
+    fitted = wmf.fit(
+        world.surplus, content[world.warm], lambda_theta=10.0, lambda_beta=100.0, lambda_w=10.0,
+        factors=PROFILE.factors, sweeps=PROFILE.sweeps, bias=PROFILE.bias, seed=PROFILE.seed,
+    )  # fmt: skip
+    return judge(world, fitted.theta, wmf.cold_factors(content[world.cold], fitted.w))
+
+
+@pytest.fixture(scope="module")
+def chance(world):
+    """Return the metrics of random scores, each user's mean over many draws."""
+    rng = np.random.default_rng(0)
+    n_users, n_cold = world.heldout.shape
+    draws = [
+        judge(world, rng.standard_normal((n_users, 16)), rng.standard_normal((n_cold, 16)))
+        for _ in range(30)
+    ]
+    return sum(draws) / len(draws)
+
+
+def test_chance_is_what_arithmetic_says(world, chance):
+    expected = TOP / len(world.cold)
+    assert chance[f"recall@{TOP}"].mean() == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("content", ["shallow", "deep"])
+def test_content_beats_chance_on_cold_songs(world, chance, content):
+    found = content_aware(world, getattr(world, content))
+    gain = metrics.bootstrap(found - chance, 500, 0)
+    assert gain.loc[f"recall@{TOP}", "low"] > TOP / len(world.cold)  # twice chance at least
+    assert gain.loc["ndcg", "low"] > 0.05
+
+
+@pytest.mark.parametrize("content", ["shallow", "deep"])
+def test_content_of_other_songs_does_not(world, chance, content):
+    """Shuffled among songs, content keeps its values and loses its meaning."""
+    gains = []
+    for seed in range(8):
+        order = np.random.default_rng(seed).permutation(len(world.bag_size))
+        shuffled = getattr(world, content)[order]
+        gains.append((content_aware(world, shuffled) - chance).mean())
+    recall = np.array([gain[f"recall@{TOP}"] for gain in gains])
+    error = recall.std(ddof=1) / np.sqrt(len(recall))
+    assert abs(recall.mean()) < 3 * error
+    assert abs(recall).max() < 0.5 * TOP / len(world.cold)
+
+
+def test_bag_size_is_at_chance(world, chance):
+    """The length of a song betrays nothing, so content cannot live on it."""
+    assert world.bag_size.std() > 1
+    n_users = world.heldout.shape[0]
+    for sign in (1, -1):
+        found = judge(world, *metrics.same_for_all(sign * world.bag_size[world.cold], n_users))
+        assert abs((found - chance)["ndcg"].mean()) < 0.02
+        assert abs((found - chance)[f"recall@{TOP}"].mean()) < 0.4 * TOP / len(world.cold)

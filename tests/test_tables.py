@@ -1,0 +1,272 @@
+"""Tables say what the metrics say; figures carry the data they were given."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from matplotlib.colors import to_rgb
+
+from repro import metrics, paper, plots, tables
+
+
+@pytest.fixture
+def systems():
+    """Return the per-user metrics of two systems, the second better by 0.1 for every user."""
+    rng = np.random.default_rng(0)
+    columns = ["recall@40", "recall@80", "ndcg", "ndcg_code", "map"]
+    worse = pd.DataFrame(rng.uniform(0, 0.8, (1200, 5)), columns=columns)
+    return {"CF + shallow": worse, "popularity": None, "CF + deep": worse + 0.1}
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    yield
+    plt.close("all")
+
+
+# --- tables
+
+
+def test_ranking_puts_ours_above_the_papers(systems):
+    table = tables.ranking(systems, paper.DEN_OUT_OF_MATRIX[["recall@40", "ndcg"]], 50, 0)
+    assert list(table.columns) == ["R@40", "R@80", "NDCG", "NDCG (code)", "MAP", "users"]
+    ours = ["CF + shallow", "popularity", "CF + deep"]
+    assert list(table.index) == [*ours, *map("paper: {}".format, ["CTPF", *ours[::2]])]
+    for name in ours[::2]:
+        mean, half = table.loc[name, "NDCG"].split(" ± ")
+        stats = metrics.bootstrap(systems[name], 50, 0).loc["ndcg"]
+        assert float(mean) == pytest.approx(systems[name]["ndcg"].mean(), abs=5e-5)
+        assert float(half) == pytest.approx((stats["high"] - stats["low"]) / 2, abs=5e-5)
+        assert table.loc[name, "users"] == "1,200"
+    assert list(table.loc["popularity"]) == ["not defined"] * 5 + [""]
+    assert list(table.loc["paper: CF + deep"]) == ["0.0910", "", "0.1605", "", "", ""]
+
+
+def test_gains_are_paired(systems):
+    gains = tables.gains(systems, "CF + shallow", "ndcg", 50, 0)
+    assert list(gains.index) == ["CF + deep"]  # not itself, nor what has no score
+    assert np.allclose(gains.loc["CF + deep"], 0.1)  # every user gains the same: a point
+    assert list(gains.columns) == ["mean", "low", "high"]
+    assert np.allclose(tables.gains(systems, "CF + deep", "ndcg", 50, 0), -0.1)
+
+
+def test_gains_are_of_the_asked_metric(systems):
+    systems["CF + deep"]["map"] += 0.2
+    assert np.allclose(tables.gains(systems, "CF + shallow", "map", 50, 0), 0.3)
+
+
+@pytest.mark.parametrize("claim", paper.CLAIMS, ids=str)
+def test_printed_numbers_bear_out_the_claim(claim):
+    printed = paper.PRINTED[claim.where][claim.metric]
+    gain = printed[claim.system] - printed[claim.than]
+    assert abs(gain) <= 0.0003 if claim.equal else gain > 0
+
+
+def judged(gain, where, system, than, metric, **options):
+    """Return the row on one claim when ``gain`` is the difference of each user."""
+    other = pd.DataFrame({m: np.full(len(gain), 0.4) for m in ("recall@40", "ndcg")})
+    better = other.copy()
+    better[metric] += gain
+    found = {where: {system: better, than: other, "popularity": None}}
+    rows = tables.verdicts(found, 300, 0, **options)
+    name = tables.NAMES.get(metric, metric.replace("recall", "R"))
+    says = [f"{where}: {system} {verb} {than} ({name})" for verb in ("beats", "equals")]
+    (row,) = rows[rows["claim"].isin(says)].iloc
+    return row
+
+
+NOISE = np.random.default_rng(0).normal(size=400)
+NOISE -= NOISE.mean()  # of unit spread, so the interval of the mean is some 0.1 to either side
+
+
+@pytest.mark.parametrize(
+    ("gain", "ours", "other"),
+    [
+        (0.2 + NOISE, "reproduced", "same ordering"),
+        (0.05 + NOISE, "not reproduced", "not reproduced"),  # zero is within the interval
+        (-0.2 + NOISE, "not reproduced", "not reproduced"),
+        (np.zeros(400), "not reproduced", "not reproduced"),
+    ],
+)
+def test_verdict_on_one_system_beating_another(gain, ours, other):
+    of = "out-of-matrix", "CF + deep", "CF + shallow", "recall@40"
+    assert judged(gain, *of, same_data=True)["verdict"] == ours
+    assert judged(gain, *of, same_data=False)["verdict"] == other
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"),
+    [
+        (NOISE / 100, "same ordering"),
+        (0.003 + NOISE / 100, "same ordering"),  # a difference, but a small one
+        (0.0045 + NOISE / 100, "not reproduced"),
+        (-0.0045 + NOISE / 100, "not reproduced"),
+        (NOISE, "not reproduced"),  # too uncertain to call equal
+    ],
+)
+def test_verdict_on_two_systems_being_equal(gain, verdict):
+    row = judged(gain, "DEN in-matrix", "CF + deep", "WMF", "ndcg", same_data=False)
+    assert row["verdict"] == verdict
+
+
+def test_verdict_tells_the_papers_difference_and_ours():
+    row = judged(0.2 + NOISE, "out-of-matrix", "CF + deep", "CF + shallow", "ndcg", same_data=False)
+    assert row["paper"] == "+0.0176"  # .1605 - .1429, Table 3
+    mean, low, high = (
+        float(x) for x in row["ours"].replace("[", "").strip("]").replace(",", "").split()
+    )
+    assert mean == pytest.approx(0.2, abs=1e-4)
+    assert (low, high) == pytest.approx((0.1, 0.3), abs=0.02)
+
+
+def test_claim_about_a_system_not_run_is_not_comparable(systems):
+    rows = tables.verdicts({"out-of-matrix": systems}, 20, 0, same_data=True)
+    assert len(rows) == sum(claim.where == "out-of-matrix" for claim in paper.CLAIMS)
+    (row,) = rows[rows["claim"].str.contains("CTPF")].iloc
+    assert (row["verdict"], row["ours"]) == ("not comparable", "not run: CTPF")
+    assert (rows["verdict"] == "reproduced").sum() == 2
+    rows = tables.verdicts({"SPR in-matrix": {"WMF": None}}, 20, 0, same_data=True)
+    assert set(rows["verdict"]) == {"not comparable"}
+
+
+def test_neighbours_are_nearest_by_cosine():
+    others = np.array([[10.0, 0], [1, 1], [0, 0.1], [-1, 0]])
+    names = np.array(["east", "north-east", "north", "west"])
+    table = tables.neighbours(["a", "b"], np.array([[0.1, 0.01], [-5, 6]]), names, others, 2)
+    assert list(table.loc["a"]) == ["east", "north-east"]  # however long the factors are
+    assert list(table.loc["b"]) == ["north", "west"]
+    assert list(table.columns) == ["neighbour 1", "neighbour 2"]
+
+
+def test_neighbours_of_a_song_without_content_are_defined():
+    table = tables.neighbours(["a"], np.zeros((1, 2)), np.array(["x", "y"]), np.eye(2), 1)
+    assert table.loc["a", "neighbour 1"] == "x"
+
+
+# --- figures
+
+
+def drawn(ax):
+    """Return the x and y of every line of ``ax``, in order."""
+    return [np.column_stack([np.asarray(x, float) for x in line.get_data()]) for line in ax.lines]
+
+
+def test_one_colour_a_system():
+    assert plots.colour("CF + deep, 1 a bag") == plots.colour("CF + deep")
+    assert len({to_rgb(plots.colour(name)) for name in plots.COLOURS}) == len(plots.COLOURS)
+    assert plots.colour("something else") == "black"
+
+
+def test_activity_figure_counts_users_with_at_least_so_many():
+    dense = (np.random.default_rng(0).random((30, 12)) < 0.3) * 5
+    dense[3] = 0
+    fig = plots.activity_and_popularity({"all": sp.csr_matrix(dense)}, "song")
+    for ax, axis in zip(fig.axes, (1, 0), strict=True):
+        counts = (dense > 0).sum(axis)
+        (line,) = drawn(ax)
+        for x in np.unique(line[:, 0]):
+            assert line[line[:, 0] == x, 1].max() == (counts >= x).sum()
+        assert set(line[:, 0]) == set(counts[counts > 0])
+    assert [ax.get_title() for ax in fig.axes] == ["activity", "popularity"]
+
+
+def test_codebook_figure_sorts_by_use():
+    centres, usage = np.random.default_rng(0).normal(size=(5, 3)), np.array([10, 40, 0, 30, 20])
+    fig = plots.codebook(centres, usage, ["a", "b", "c"])
+    image = np.asarray(fig.axes[0].images[0].get_array())
+    standard = (centres - centres.mean(0)) / centres.std(0)
+    assert np.allclose(image, standard[[1, 3, 4, 0, 2]].T)
+    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    assert np.allclose(drawn(fig.axes[1])[0][:, 1], [0.4, 0.3, 0.2, 0.1, 0])
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_histogram_figure_has_a_bar_for_each_codeword_used(n):
+    histograms = np.array([[0.5, 0, 0.5, 0], [0, 0, 0, 1], [0.25] * 4])[:n]
+    fig = plots.example_histograms(histograms, ["x", "y", "z"][:n])
+    for ax, histogram in zip(fig.axes, histograms, strict=True):
+        heights = {segment[1][0]: segment[1][1] for segment in ax.collections[0].get_segments()}
+        assert heights == {k: v for k, v in enumerate(histogram) if v}
+    assert "x  (2 codewords)" in fig.axes[0].get_title(loc="left")
+
+
+def test_learning_curve_figure():
+    curve = pd.DataFrame({"epoch": [1, 2, 3], "training": [3.0, 2, 1], "held out": [4.0, 3, 3.5]})
+    ax = plots.learning_curve(curve, 2.5).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    assert list(lines["training, with dropout"]) == [3, 2, 1]
+    assert list(lines["held out"]) == [4, 3, 3.5]
+    assert set(lines["tag frequencies alone"]) == {2.5}
+
+
+def test_tag_figure_names_the_extremes_of_common_tags():
+    frame = pd.DataFrame(
+        {"songs": [100, 90, 80, 2, 0], "aroc": [0.9, 0.5, 0.3, 1.0, np.nan]},
+        index=["best", "$mid", "worst", "rare", "none"],
+    )
+    fig = plots.tags_by_frequency(frame, name_best=2)
+    fig.canvas.draw()  # a dollar sign would break mathtext
+    points = np.asarray(fig.axes[0].collections[0].get_offsets())
+    assert np.allclose(points, frame.iloc[:4].to_numpy())
+    named = [text.get_text() for text in fig.axes[0].texts]
+    assert named == ["worst", r"\$mid", "best"]
+
+
+def test_convergence_figure_places_half_steps_within_their_sweep():
+    history = []
+    for sweep in (1, 2):
+        for step, value in zip(("items", "users", "W"), (30, 20, 10), strict=True):
+            history.append({"sweep": sweep, "step": step, "objective": value / sweep})
+        history.append({"sweep": sweep, "step": "validation", "ndcg": sweep / 10})
+    two = [row for row in history if row["step"] != "W"]
+    left, right = plots.convergence({"CF + deep": history, "WMF": two}).axes
+    deep, plain = drawn(left)
+    assert np.allclose(deep[:, 0], np.arange(1, 7) / 3)
+    assert np.allclose(deep[:, 1], [30, 20, 10, 15, 10, 5])
+    assert np.allclose(plain, [[0.5, 30], [1, 20], [1.5, 15], [2, 10]])
+    for line in drawn(right):
+        assert np.allclose(line, [[1, 0.1], [2, 0.2]])
+
+
+def test_trials_figure_marks_the_winner_of_each_system():
+    frame = pd.DataFrame(
+        {
+            "system": ["CF + deep"] * 4 + ["WMF"] * 2,
+            "lambda_theta": [1, 10, 1, 10, 1, 10],
+            "lambda_beta": [1, 1, 5, 5, 1, 1],
+            "ndcg": [0.1, 0.2, 0.4, 0.3, 0.6, 0.5],
+        }
+    )
+    deep, plain = plots.trials(frame).axes
+    assert np.allclose(drawn(deep)[0], [[1, 0.1], [10, 0.2]])
+    assert np.allclose(drawn(deep)[1], [[1, 0.4], [10, 0.3]])
+    assert np.allclose(drawn(deep)[-1], [[1, 0.4]])
+    assert np.allclose(drawn(plain)[-1], [[1, 0.6]])
+    assert (deep.get_title(), plain.get_title()) == ("CF + deep", "WMF")
+
+
+def test_recall_figure_draws_means_and_bands(systems):
+    systems.pop("popularity")
+    ax = plots.recall_curves(systems, 50, 0).axes[0]
+    for line, band, (name, frame) in zip(drawn(ax), ax.collections, systems.items(), strict=True):
+        recall = frame[["recall@40", "recall@80"]]
+        assert np.allclose(line, np.column_stack([[40, 80], recall.mean()]))
+        edges = metrics.bootstrap(recall, 50, 0).loc["recall@40", ["low", "high"]]
+        y = band.get_paths()[0].vertices
+        assert np.allclose([y[y[:, 0] == 40, 1].min(), y[y[:, 0] == 40, 1].max()], edges)
+        assert to_rgb(ax.lines[list(systems).index(name)].get_color()) == plots.colour(name)
+
+
+def test_interval_figure_labels_each_row_with_its_name():
+    frame = pd.DataFrame(
+        {"mean": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.2, 3.0]}, index=["first", "second"]
+    )
+    ax = plots.intervals(frame, "difference").axes[0]
+    names = {y: t.get_text() for y, t in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)}
+    spans, points = drawn(ax)[::2], drawn(ax)[1::2]
+    for span, ((x, y),) in zip(spans, points, strict=True):
+        row = frame.loc[names[y]]
+        assert x == row["mean"]
+        assert np.allclose(span, [[row["low"], y], [row["high"], y]])
+    assert names == {0: "second", 1: "first"}  # the first on top

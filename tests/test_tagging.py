@@ -1,0 +1,201 @@
+"""The tag network and its scores against the paper's formulas."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from repro import tagging
+
+SMALL = {"hidden": (30, 20), "batch_size": 16, "epochs": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads gain nothing on networks this small, and on a busy machine wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def songs():
+    """Return histograms whose largest codewords give the tags."""
+    rng = np.random.default_rng(0)
+    histograms = rng.dirichlet(np.full(12, 0.3), 80).astype(np.float32)
+    return histograms, sp.csr_matrix((histograms[:, :5] > 0.1).astype(np.int8))
+
+
+def test_loss_is_the_papers():
+    rng = np.random.default_rng(1)
+    logits, tags = rng.normal(0, 3, (7, 5)), rng.integers(0, 2, (7, 5))
+    y = 2 * tags - 1
+    expected = np.log(1 + np.exp(-y * logits)).sum() / 35
+    found = tagging.tag_loss(torch.from_numpy(logits), torch.from_numpy(tags.astype(float)))
+    assert float(found) == pytest.approx(expected)
+
+
+def test_loss_of_a_sure_mistake_is_finite():
+    assert float(tagging.tag_loss(torch.tensor([[1e4]]), torch.tensor([[0.0]]))) == 1e4
+
+
+def test_network_learns_eight_examples_by_heart(songs):
+    histograms, tags = songs[0][:8], songs[1][:8]
+    settings = {"hidden": (60, 60), "batch_size": 8, "learning_rate": 0.05}
+    net, curve = tagging.train(
+        histograms, tags, dropout=0.0, epochs=60, scale_input=True, **settings
+    )
+    assert curve["training"].iloc[-1] < 0.01 < curve["training"].iloc[0]
+    assert np.array_equal(tagging.predict(net, histograms) > 0, tags.toarray() > 0)
+
+
+def test_training_is_deterministic_from_its_seed(songs):
+    one, two, other = (tagging.train(*songs, seed=seed, **SMALL) for seed in (1, 1, 2))
+    assert one[1].equals(two[1])
+    logits = [tagging.predict(net, songs[0]) for net, _ in (one, two, other)]
+    assert np.array_equal(logits[0], logits[1])
+    assert not np.allclose(logits[0], logits[2])
+
+
+def test_learning_curve_is_the_loss_without_dropout_on_the_watched(songs):
+    watch = songs[0][:20], songs[1][:20]
+    net, curve = tagging.train(*songs, watch=watch, dropout=0.5, **SMALL)
+    assert list(curve["epoch"]) == [1, 2, 3]
+    logits, y = tagging.predict(net, watch[0]).astype(float), 2.0 * watch[1].toarray() - 1
+    assert curve["held out"].iloc[-1] == pytest.approx(
+        np.log1p(np.exp(-y * logits)).mean(), rel=1e-5
+    )
+
+
+def test_watching_does_not_change_training(songs):
+    alone, _ = tagging.train(*songs, **SMALL)
+    watched, _ = tagging.train(*songs, watch=songs, **SMALL)
+    assert np.array_equal(tagging.predict(alone, songs[0]), tagging.predict(watched, songs[0]))
+
+
+def test_hidden_layer_is_the_last_one_without_dropout(songs):
+    net, _ = tagging.train(*songs, dropout=0.5, **SMALL)
+    net.train()  # as if somebody had left it training
+    h = tagging.hidden_layer(net, songs[0])
+    assert h.shape == (80, 20)
+    x = songs[0] * net.scale.item()
+    for layer in net.layers:
+        weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+        x = np.maximum(x @ weight.T + bias, 0)
+    assert np.allclose(h, x, atol=1e-5)
+    logits = x @ net.output.weight.detach().numpy().T + net.output.bias.detach().numpy()
+    assert np.allclose(tagging.predict(net, songs[0]), logits, atol=1e-5)
+    assert np.array_equal(tagging.hidden_layer(net, songs[0]), h)
+
+
+def test_hidden_layer_does_not_depend_on_the_company(songs):
+    net, _ = tagging.train(*songs, **SMALL)
+    many = np.concatenate([songs[0]] * 60)  # more than a block
+    h = tagging.hidden_layer(net, many)
+    assert np.allclose(h, np.tile(tagging.hidden_layer(net, songs[0]), (60, 1)), atol=1e-6)
+    assert np.allclose(h[7], tagging.hidden_layer(net, songs[0][7:8])[0], atol=1e-6)
+
+
+def test_dropout_acts_in_training_only(songs):
+    net = tagging.TagNetwork(12, (400,), 5, dropout=0.5)
+    x = torch.from_numpy(songs[0][:1])
+    whole = net.eval().hidden(x)
+    thinned = net.train().hidden(x)
+    active = whole > 0
+    kept = thinned[active] > 0
+    assert 0.3 < kept.float().mean() < 0.7
+    assert torch.allclose(thinned[active][kept], 2 * whole[active][kept])
+
+
+def test_scaled_inputs_have_mean_length_one(songs):
+    net, _ = tagging.train(*songs, scale_input=True, **SMALL)
+    assert np.linalg.norm(songs[0] * net.scale.item(), axis=1).mean() == pytest.approx(1, rel=1e-5)
+    assert tagging.train(*songs, **SMALL)[0].scale.item() == 1.0
+
+
+def test_scale_survives_saving(songs, tmp_path):
+    net, _ = tagging.train(*songs, scale_input=True, **SMALL)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    other = tagging.TagNetwork(12, SMALL["hidden"], 5, 0.5)
+    other.load_state_dict(torch.load(tmp_path / "net.pt", weights_only=True))
+    assert np.array_equal(tagging.predict(other, songs[0]), tagging.predict(net, songs[0]))
+
+
+def test_rows_must_match(songs):
+    with pytest.raises(ValueError, match="80 histograms for 79 rows"):
+        tagging.train(songs[0], songs[1][:79])
+
+
+def logit(probability):
+    p = np.asarray(probability, float)
+    return np.log(p / (1 - p))
+
+
+def test_tag_scores_of_a_table_worked_by_hand():
+    # Means of the columns are .5 .4 .2 .1; less 1.25 times them (.625 .5 .25 .125) leaves
+    #   song 0:  .275  .1  -.15 -.075 -> its best two tags are 0 and 1
+    #   song 1: -.325 -.1  -.05  .025 -> 3 and 2
+    #   song 2: -.325 -.3   .05 -.025 -> 2 and 3, though 0 is as probable as 2
+    #   song 3: -.125 -.1  -.05 -.025 -> 3 and 2
+    probability = [
+        [0.9, 0.6, 0.1, 0.05],
+        [0.3, 0.4, 0.2, 0.15],
+        [0.3, 0.2, 0.3, 0.1],
+        [0.5, 0.4, 0.2, 0.1],
+    ]
+    tags = sp.csr_matrix([[1, 0, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0]])
+    frame = tagging.per_tag(logit(probability), tags, annotate=2)
+    assert list(frame["songs"]) == [2, 0, 3, 0]
+    # given: tag 0 to song 0, 1 to song 0, 2 to songs 1 2 3, 3 to songs 1 2 3
+    assert list(frame["precision"]) == [1, 0, 1, 0]  # over all tags
+    assert np.array_equal(frame["recall"], [0.5, np.nan, 1, np.nan], equal_nan=True)
+    # tag 0: songs 0 and 1 have it; by score 0, 3, then 1 and 2 together
+    assert frame.loc[0, "aroc"] == pytest.approx((2 + 0.5) / 4)
+    assert np.isnan(frame.loc[[1, 3], ["aroc", "ap"]]).all(axis=None)
+    summary = tagging.summary(frame)
+    assert summary["Prec"] == pytest.approx(2 / 4)
+    assert summary["Recall"] == pytest.approx(1.5 / 2)
+    assert summary["F"] == pytest.approx(2 * 0.5 * 0.75 / 1.25)
+
+
+def test_correction_makes_room_for_rare_tags():
+    probability = np.tile([0.9, 0.1], (4, 1)) + np.array([[0, 0], [0, 0.05], [0, 0], [0, 0]])
+    tags = sp.csr_matrix(np.ones((4, 2), np.int8))
+    plain = tagging.per_tag(logit(probability), tags, 1, correction=0.0)
+    corrected = tagging.per_tag(logit(probability), tags, 1)
+    assert list(plain["recall"]) == [1, 0]
+    assert list(corrected["recall"]) == [0, 1]
+
+
+def test_retrieval_scores_are_sklearns():
+    rng = np.random.default_rng(3)
+    logits, tags = rng.normal(size=(60, 9)), rng.integers(0, 2, (60, 9))
+    tags[:, 4], tags[:, 6] = 0, 1  # a tag on no song and one on all
+    frame = tagging.per_tag(logits, sp.csr_matrix(tags), annotate=3)
+    for tag in {*range(9)} - {4, 6}:
+        assert frame.loc[tag, "aroc"] == pytest.approx(roc_auc_score(tags[:, tag], logits[:, tag]))
+        precision = average_precision_score(tags[:, tag], logits[:, tag])
+        assert frame.loc[tag, "ap"] == pytest.approx(precision)
+    assert frame.loc[4, ["recall", "aroc", "ap"]].isna().all()
+    assert np.isnan(frame.loc[6, "aroc"]) and frame.loc[6, "ap"] == 1
+
+
+def test_every_song_gets_as_many_tags_as_asked():
+    rng = np.random.default_rng(4)
+    logits, everything = rng.normal(size=(50, 8)), sp.csr_matrix(np.ones((50, 8), np.int8))
+    for annotate in (1, 5, 8, 20):
+        frame = tagging.per_tag(logits, everything, annotate)
+        assert (frame["recall"] * 50).sum() == pytest.approx(50 * min(annotate, 8))
+
+
+def test_summary_takes_means_over_tags_and_f_of_the_means():
+    frame = pd.DataFrame(
+        {"precision": [0.2, 0.4], "recall": [0.1, np.nan], "aroc": [0.5, 0.7], "ap": [0.3, np.nan]}
+    )
+    found = tagging.summary(frame)
+    assert list(found.index) == ["Prec", "Recall", "F", "AROC", "MAP"]
+    assert list(found) == pytest.approx([0.3, 0.1, 2 * 0.3 * 0.1 / 0.4, 0.6, 0.3])
+    assert tagging.summary(frame * 0)["F"] == 0

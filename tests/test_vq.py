@@ -1,0 +1,201 @@
+"""Codebook and histograms against counting by hand and brute force."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from repro import vq
+
+
+@pytest.fixture(scope="module")
+def tracks():
+    """Return frames of some tracks; one has none."""
+    rng = np.random.default_rng(0)
+    sizes = {"a": 40, "b": 0, "c": 1, "d": 173, "e": 90}
+    scale = np.array([1, 50, 7, 0.1, 3])
+    return {t: (rng.standard_normal((n, 5)) * scale).astype(np.float32) for t, n in sizes.items()}
+
+
+@pytest.fixture(scope="module")
+def book(tracks):
+    return vq.learn_codebook(np.concatenate(list(tracks.values())), 16)
+
+
+def nearest(frames, centres):
+    """Return the index of the centre at the smallest distance, frame by frame."""
+    distance = [
+        [np.linalg.norm(f - c) for c in centres.astype(float)] for f in frames.astype(float)
+    ]
+    return np.argmin(distance, axis=1)
+
+
+def test_assign_finds_the_nearest_codeword(tracks, book):
+    frames = np.concatenate(list(tracks.values()))
+    assert np.array_equal(book.assign(frames), nearest(frames, book.centres))
+    assert len(np.unique(book.assign(frames))) > 8
+
+
+def test_assign_standardises_first():
+    centres = np.array([[0.0, 0.0], [1.0, 1.0]], np.float32)
+    shifted = vq.Codebook(centres, np.array([10, 0], np.float32), np.array([2, 100], np.float32))
+    frames = np.array([[10, 20], [12, 80], [10.8, 10]], np.float32)
+    assert list(shifted.assign(frames)) == [0, 1, 0]
+    assert list(vq.Codebook(centres, np.zeros(2), np.ones(2)).assign(frames)) == [1, 1, 1]
+
+
+def test_histograms_count_the_codewords_of_each_track(tracks, book):
+    counts = vq.histograms(tracks.get, list(tracks), book)
+    assert counts.shape == (5, 16)
+    assert list(counts.sum(1).A1) == [40, 0, 1, 173, 90]
+    for row, frames in zip(counts.toarray(), tracks.values(), strict=True):
+        expected = np.bincount(nearest(frames, book.centres), minlength=16) if len(frames) else 0
+        assert np.array_equal(row, np.zeros(16) + expected)
+
+
+@pytest.mark.parametrize("block", [1, 41, 100, 304])
+@pytest.mark.parametrize("per_item", [None, 30])
+def test_blocks_change_nothing(tracks, book, monkeypatch, block, per_item):
+    whole = vq.histograms(tracks.get, list(tracks), book, per_item, seed=3)
+    monkeypatch.setattr(vq, "_BLOCK_FRAMES", block)
+    parts = vq.histograms(tracks.get, list(tracks), book, per_item, seed=3)
+    assert np.array_equal(parts.toarray(), whole.toarray())
+
+
+def test_only_a_block_of_frames_is_held(tracks, book, monkeypatch):
+    asked, held = [], []
+    assign = vq.Codebook.assign
+    monkeypatch.setattr(vq, "_BLOCK_FRAMES", 100)
+    monkeypatch.setattr(
+        vq.Codebook, "assign", lambda self, f: held.append(len(f)) or assign(self, f)
+    )
+
+    def read(track):
+        asked.append(track)
+        return tracks[track]
+
+    vq.histograms(read, list(tracks) * 2, book)
+    assert asked == list(tracks) * 2
+    assert held == [40 + 0 + 1 + 173, 90 + 40, 0 + 1 + 173, 90]
+
+
+def test_frames_per_item_draws_frames_of_that_track_without_repeats():
+    # Every frame is its own codeword, so that the histogram names the frames.
+    centres = np.arange(20, dtype=np.float32)[:, None] * np.ones(2, np.float32)
+    book = vq.Codebook(centres, np.zeros(2, np.float32), np.ones(2, np.float32))
+    tracks = {"low": centres[:3], "high": centres[3:], "none": centres[:0]}
+    counts = vq.histograms(tracks.get, list(tracks), book, 5, seed=1).toarray()
+    assert list(counts.sum(1)) == [3, 5, 0]
+    assert counts.max() == 1
+    assert counts[0, :3].all() and not counts[1, :3].any()
+    again = vq.histograms(tracks.get, list(tracks), book, 5, seed=1).toarray()
+    other = vq.histograms(tracks.get, list(tracks), book, 5, seed=2).toarray()
+    assert np.array_equal(again, counts) and not np.array_equal(other, counts)
+
+
+def test_frames_per_item_draws_every_frame_equally_often():
+    centres = np.arange(4, dtype=np.float32)[:, None]
+    book = vq.Codebook(centres, np.zeros(1, np.float32), np.ones(1, np.float32))
+    counts = vq.histograms(lambda track: centres, range(4000), book, 1)
+    assert np.allclose(counts.sum(0).A1 / 4000, 0.25, atol=0.03)
+
+
+def test_histograms_sum_to_one_or_stay_empty(tracks, book):
+    counts = vq.histograms(tracks.get, list(tracks), book)
+    shares = vq.l1_normalise(counts)
+    assert shares.dtype == np.float32
+    assert np.allclose(shares.sum(1), [1, 0, 1, 1, 1], atol=1e-6)
+    assert np.allclose(shares[3] * 173, counts.toarray()[3])
+
+
+def test_progress_sees_the_ids(tracks, book):
+    seen = []
+    vq.histograms(tracks.get, list(tracks), book, progress=lambda ids: seen.extend(ids) or ids)
+    assert seen == list(tracks)
+
+
+def test_units_do_not_matter_when_frames_are_standardised(tracks):
+    frames = np.concatenate(list(tracks.values()))
+    scale = np.array([1, 1024, 0.125, 1, 8], np.float32)  # powers of two, exact
+    codes = [vq.learn_codebook(x, 12, standardise=True).assign(x) for x in (frames, frames * scale)]
+    assert np.array_equal(*codes)
+    raw = [vq.learn_codebook(x, 12).assign(x) for x in (frames, frames * scale)]
+    assert not np.array_equal(*raw)
+
+
+def test_standardised_frames_have_mean_zero_and_variance_one(tracks):
+    frames = np.concatenate(list(tracks.values())) + 4
+    frames[:, 2] = 7.0  # a constant dimension divides by nothing
+    book = vq.learn_codebook(frames, 12, standardise=True)
+    shifted = (frames - book.offset) / book.scale
+    assert np.allclose(shifted.mean(0), 0, atol=1e-5)
+    assert np.allclose(shifted.std(0), [1, 1, 0, 1, 1], atol=1e-5)
+    assert np.isfinite(book.centres).all()
+
+
+def test_codebook_finds_planted_clusters():
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(-100, 100, (8, 3))
+    kind = rng.integers(8, size=4000)
+    frames = truth[kind] + rng.standard_normal((4000, 3))
+    book = vq.learn_codebook(frames, 8, seed=1)
+    code = book.assign(frames)
+    assert all(len(set(code[kind == k])) == 1 for k in range(8))
+    assert np.abs(book.centres[code] - truth[kind]).max() < 0.5
+
+
+def test_codebook_is_deterministic(tracks):
+    frames = np.concatenate(list(tracks.values()))
+    one, two, other = (vq.learn_codebook(frames, 12, seed=s).centres for s in (1, 1, 2))
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_codebook_refuses_what_it_cannot_use():
+    frames = np.zeros((5, 3))
+    with pytest.raises(ValueError, match="5 frames cannot fill 6 codewords"):
+        vq.learn_codebook(frames, 6)
+    for bad in (np.nan, np.inf):
+        frames[2, 1] = bad
+        with pytest.raises(ValueError, match="finite"):
+            vq.learn_codebook(frames, 2)
+
+
+def sample(n_warm, n_cool, n, seed=0):
+    hotness = np.r_[
+        np.full(n_warm, 0.3), np.zeros(n_cool // 2), np.full(n_cool - n_cool // 2, np.nan)
+    ]
+    ids = np.array([f"TR{i:05d}" for i in range(n_warm + n_cool)])
+    chosen = vq.codebook_tracks(ids, hotness, n, seed)
+    assert len(set(chosen)) == len(chosen) and set(chosen) <= set(ids)
+    return chosen, int((chosen < f"TR{n_warm:05d}").sum())
+
+
+@pytest.mark.parametrize(
+    ("n_warm", "n_cool", "n", "size", "warm"),
+    [
+        (2000, 2000, 1000, 1000, 960),  # 24 to 1
+        (2000, 2000, 25, 25, 24),
+        (2000, 10, 1000, 1000, 990),  # too few without
+        (300, 2000, 1000, 1000, 300),  # too few with
+        (0, 50, 20, 20, 0),
+        (50, 0, 20, 20, 20),
+        (30, 20, 1000, 50, 30),  # too few altogether: all
+    ],
+)
+def test_codebook_sample_is_24_to_1_filled_from_the_other_kind(n_warm, n_cool, n, size, warm):
+    chosen, found = sample(n_warm, n_cool, n)
+    assert (len(chosen), found) == (size, warm)
+
+
+def test_codebook_sample_is_drawn_by_its_seed():
+    one, two, other = (sample(500, 500, 100, seed)[0] for seed in (1, 1, 2))
+    assert list(one) == list(two) != list(other)
+
+
+def test_rows_of_follows_the_asked_order():
+    counts = sp.csr_matrix(np.array([[1, 0], [0, 2], [3, 3]], np.int32))
+    ids = np.array(["x", "y", "z"])
+    picked = vq.rows_of(ids, np.array(["z", "nobody", "x", "z", ""]), counts)
+    assert picked.toarray().tolist() == [[3, 3], [0, 0], [1, 0], [3, 3], [0, 0]]
+    assert picked.dtype == counts.dtype
+    assert vq.rows_of(ids, np.array([], dtype=str), counts).shape == (0, 2)

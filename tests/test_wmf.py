@@ -1,0 +1,342 @@
+"""The factorisation against dense least squares, written from the paper's sentences in float64."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repro import metrics, wmf
+
+ALPHA, EPS = 2.0, 1e-6
+RIDGES = {"lambda_theta": 2.0, "lambda_beta": 5.0}
+
+
+def plays_of(lengths, n_items, seed=0, most=1):
+    """Return plays whose user ``u`` has ``lengths[u]`` items, played 1 to ``most`` times."""
+    rng = np.random.default_rng(seed)
+    plays = np.zeros((len(lengths), n_items), np.int32)
+    for row, length in zip(plays, lengths, strict=True):
+        row[rng.choice(n_items, length, replace=False)] = rng.integers(1, most + 1, length)
+    return sp.csr_matrix(plays)
+
+
+def rows(fixed, surplus, ridge, mean=None):
+    """Solve eq. (1), or (2) with ``mean``, one row at a time over all columns, as least squares."""
+    fixed, k = np.asarray(fixed, np.float64), fixed.shape[1]
+    surplus = np.asarray(surplus.todense(), np.float64)
+    mean = np.zeros((len(surplus), k)) if mean is None else np.asarray(mean, np.float64)
+    solved = []
+    for row, centre in zip(surplus, mean, strict=True):
+        weight = np.sqrt(1.0 + row)  # confidence is 1 where nothing was played
+        left = np.vstack([weight[:, None] * fixed, np.sqrt(ridge) * np.eye(k)])
+        right = np.concatenate([weight * (row > 0), np.sqrt(ridge) * centre])
+        solved.append(np.linalg.lstsq(left, right, rcond=None)[0])
+    return np.array(solved)
+
+
+def ridge_map(features, beta, ridge, bias):
+    """Solve eq. (3); the bias column costs nothing."""
+    h, cost = np.asarray(features, np.float64), np.full(features.shape[1], ridge)
+    if bias:
+        h, cost = np.column_stack([h, np.ones(len(h))]), np.append(cost, 0.0)
+    left = np.vstack([h, np.diag(np.sqrt(cost))])
+    right = np.vstack([np.asarray(beta, np.float64), np.zeros((h.shape[1], beta.shape[1]))])
+    return np.linalg.lstsq(left, right, rcond=None)[0]
+
+
+def content_mean(features, w):
+    h = np.asarray(features, np.float64)
+    return np.column_stack([h, np.ones((len(h), len(w) - h.shape[1]))]) @ w
+
+
+def apart(found, expected, terms=0.0):
+    """Return the largest distance of a row from what it should be, relative to its length.
+
+    ``terms`` bounds what the row was summed from: where that cancels, float32 cannot do better.
+    """
+    length = np.maximum(np.linalg.norm(expected, axis=1), terms)
+    return (np.linalg.norm(found - expected, axis=1) / np.where(length > 0, length, 1.0)).max()
+
+
+def features_of(n, width=6, seed=9):
+    return np.random.default_rng(seed).random((n, width)).astype(np.float32)
+
+
+MANY = [0, 1, 2, 3, 4, 5, 6, 7, 9, 14, 20, 33, 40, 0, 5]
+SHAPES = {
+    "rows around K": (plays_of(MANY, 40), 5),
+    "counts kept": (plays_of(MANY, 40, most=300), 5),
+    "one factor": (plays_of(MANY, 40), 1),
+    "more factors than users": (plays_of([3, 1, 0, 8], 12), 16),
+    "one pair in all": (sp.csr_matrix(([1], ([2], [1])), (4, 3)), 3),
+    "duplicate users": (sp.vstack([plays_of([4], 9)] * 6 + [plays_of([9], 9)], "csr"), 4),
+}
+
+
+@pytest.mark.parametrize("ridge", [1e-4, 1.0, 100.0])
+@pytest.mark.parametrize("content", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_are_weighted_least_squares(shape, content, ridge):
+    plays, k = SHAPES[shape]
+    surplus = wmf.log_surplus(plays, ALPHA, EPS, binarise=shape != "counts kept")
+    features = features_of(plays.shape[1]) if content else None
+    settings = {"factors": k, "lambda_theta": ridge, "lambda_beta": 3 * ridge, "lambda_w": ridge}
+    first = wmf.fit(surplus, features, sweeps=1, **settings)
+    second = wmf.fit(surplus, features, sweeps=2, **settings)
+    mean, terms = None, 0.0
+    if content:
+        mean = content_mean(features, first.w)
+        terms = np.linalg.norm(content_mean(features, np.abs(first.w)), axis=1)
+    near = 1e-5 if ridge >= 1 else 5e-5
+    assert apart(second.beta, rows(first.theta, surplus.T, 3 * ridge, mean), terms) < near
+    assert apart(second.theta, rows(second.beta, surplus, ridge)) < near
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(2, 14), st.integers(1, 14))
+@settings(deadline=None, max_examples=25)
+def test_rows_of_any_shape_are_weighted_least_squares(seed, k, n_items, n_users):
+    lengths = np.random.default_rng(seed).integers(0, n_items + 1, n_users)
+    surplus = wmf.log_surplus(plays_of(lengths, n_items, seed, most=9), ALPHA, EPS, binarise=False)
+    fitted = wmf.fit(surplus, factors=k, sweeps=1, seed=seed, **RIDGES)
+    assert apart(fitted.theta, rows(fitted.beta, surplus, 2.0)) < 1e-5
+
+
+def test_small_batches_change_nothing(monkeypatch):
+    surplus = wmf.log_surplus(plays_of(MANY, 40), ALPHA, EPS)
+    whole = wmf.fit(surplus, factors=5, sweeps=3, **RIDGES)
+    monkeypatch.setattr(wmf, "_BATCH_FLOATS", 40)
+    parts = wmf.fit(surplus, factors=5, sweeps=3, **RIDGES)
+    assert apart(parts.beta, whole.beta) < 1e-5
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("ridge", [1e-2, 10.0])
+def test_w_is_ridge_regression_and_its_bias_is_free(bias, ridge):
+    plays = plays_of([6] * 30, 25)
+    features = features_of(25) + 3.0  # far from centred: penalising the bias would show
+    settings = {"factors": 4, "lambda_w": ridge, "bias": bias, "sweeps": 2, **RIDGES}
+    fitted = wmf.fit(wmf.log_surplus(plays, ALPHA, EPS), features, **settings)
+    expected = ridge_map(features, fitted.beta, ridge, bias)
+    assert fitted.w.shape == expected.shape == (6 + bias, 4)
+    assert np.abs(fitted.w - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("content", [False, True])
+def test_objective_is_the_sum_over_all_pairs(content, bias):
+    surplus = wmf.log_surplus(plays_of(MANY, 40, most=50), ALPHA, EPS, binarise=False)
+    rng = np.random.default_rng(3)
+    theta, beta = rng.standard_normal((15, 4)), rng.standard_normal((40, 4))
+    features, w = features_of(40), rng.standard_normal((6 + bias, 4))
+
+    dense = surplus.toarray().astype(np.float64)
+    mean = content_mean(features, w) if content else 0.0
+    expected = ((1 + dense) * ((dense > 0) - theta @ beta.T) ** 2).sum() / 2
+    expected += 2.0 / 2 * (theta**2).sum() + 5.0 / 2 * ((beta - mean) ** 2).sum()
+    if content:
+        expected += 5.0 * 0.7 / 2 * (w[:6] ** 2).sum()
+
+    tensors = [torch.from_numpy(x.astype(np.float32)) for x in (theta, beta, w)]
+    prior = wmf.ContentPrior(features, 0.7, bias) if content else None
+    found = wmf.objective(surplus, *tensors[:2], 2.0, 5.0, prior, tensors[2] if content else None)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 10.0])
+@pytest.mark.parametrize("content", [False, True])
+def test_objective_never_rises(content, ridge):
+    surplus = wmf.log_surplus(plays_of(MANY * 4, 40), ALPHA, EPS)
+    features = features_of(40) if content else None
+    settings = {"lambda_theta": ridge, "lambda_beta": 10 * ridge, "lambda_w": ridge}
+    fitted = wmf.fit(surplus, features, factors=6, sweeps=8, trace=True, **settings)
+    steps = ["items", "users", "W"] if content else ["items", "users"]
+    assert [(row["sweep"], row["step"]) for row in fitted.history] == [
+        (sweep, step) for sweep in range(1, 9) for step in steps
+    ]
+    value = np.array([row["objective"] for row in fitted.history])
+    assert (np.diff(value) <= 1e-6 * value[:-1]).all()
+    assert value[-1] < 0.9 * value[0]
+
+
+def test_paper_likelihood_without_the_ridge_on_w_does_rise():
+    """Eq. (3) leaves the stationary point of the paper's L: hence the ridge in the objective."""
+    surplus = wmf.log_surplus(plays_of(MANY * 4, 40), ALPHA, EPS)
+    settings = {"factors": 6, "trace": True, "bias": False, "lambda_w": 50.0, **RIDGES}
+    rises = 0
+    for sweeps in range(2, 6):
+        fitted = wmf.fit(surplus, features_of(40), sweeps=sweeps, **settings)
+        before = wmf.fit(surplus, features_of(40), sweeps=sweeps - 1, **settings).w
+        users, after = (row["objective"] for row in fitted.history[-2:])
+        rises += after - 125 * (fitted.w**2).sum() > users - 125 * (before**2).sum()
+    assert rises
+
+
+def test_heavy_ridge_on_w_gives_plain_wmf():
+    surplus = wmf.log_surplus(plays_of([8] * 30, 25), ALPHA, EPS)
+    plain = wmf.fit(surplus, factors=4, sweeps=5, **RIDGES)
+    settings = {"factors": 4, "sweeps": 5, "bias": False, **RIDGES}
+    heavy = wmf.fit(surplus, features_of(25), lambda_w=1e10, **settings)
+    light = wmf.fit(surplus, features_of(25), lambda_w=1e-2, **settings)
+    assert apart(heavy.beta, plain.beta) < 1e-5 < 1e-2 < apart(light.beta, plain.beta)
+
+
+def test_zero_features_give_plain_wmf():
+    surplus = wmf.log_surplus(plays_of([8] * 30, 25), ALPHA, EPS)
+    plain = wmf.fit(surplus, factors=4, sweeps=5, **RIDGES)
+    zero = wmf.fit(surplus, np.zeros((25, 6)), factors=4, sweeps=5, bias=False, **RIDGES)
+    assert plain.w is None
+    assert not zero.w.any()
+    assert np.array_equal(zero.beta, plain.beta)
+    assert np.array_equal(zero.theta, plain.theta)
+
+
+def test_bias_alone_is_the_mean_song():
+    surplus = wmf.log_surplus(plays_of([8] * 30, 25), ALPHA, EPS)
+    fitted = wmf.fit(surplus, np.zeros((25, 6)), factors=4, sweeps=5, bias=True, **RIDGES)
+    assert np.allclose(fitted.w[-1], fitted.beta.mean(0), rtol=1e-5, atol=1e-7)
+    assert not fitted.w[:-1].any()
+
+
+def test_heavy_ridge_on_beta_pins_songs_to_their_content():
+    surplus = wmf.log_surplus(plays_of([8] * 30, 25), ALPHA, EPS)
+    features = features_of(25)
+    settings = {"factors": 4, "lambda_theta": 1e3, "lambda_w": 1e-3}
+    gaps = []
+    for ridge in (1.0, 1e7):
+        first = wmf.fit(surplus, features, lambda_beta=ridge, sweeps=1, **settings)
+        second = wmf.fit(surplus, features, lambda_beta=ridge, sweeps=2, **settings)
+        assert (np.linalg.norm(first.w, axis=1) > 0).all()
+        gaps.append(apart(second.beta, content_mean(features, first.w)))
+    assert gaps[1] < 1e-4 < 0.1 < gaps[0]
+
+
+def test_song_without_plays_gets_its_content():
+    plays = plays_of([6] * 30, 25).tolil()
+    plays[:, 7] = 0
+    surplus = wmf.log_surplus(plays.tocsr(), ALPHA, EPS)
+    features = features_of(25)
+    settings = {"factors": 4, "lambda_theta": 1.0, "lambda_beta": 1e5, "lambda_w": 1e-3}
+    first = wmf.fit(surplus, features, sweeps=4, **settings)
+    second = wmf.fit(surplus, features, sweeps=5, **settings)
+    # Nobody played it, which the zeros count against: pulled in by theta'theta, little at 1e5.
+    assert apart(second.beta[7:8], content_mean(features[7:8], first.w)) < 1e-3
+
+
+def test_all_models_make_the_same_first_step():
+    surplus = wmf.log_surplus(plays_of(MANY, 40), ALPHA, EPS)
+    models = [None, features_of(40), features_of(40, 3, seed=1) * 100]
+    fitted = [wmf.fit(surplus, h, factors=5, sweeps=1, seed=4, **RIDGES) for h in models]
+    for other in fitted[1:]:
+        assert np.array_equal(other.beta, fitted[0].beta)
+        assert np.array_equal(other.theta, fitted[0].theta)
+    assert not np.array_equal(wmf.fit(surplus, factors=5, seed=5, **RIDGES).beta, fitted[0].beta)
+
+
+def test_same_seed_same_factors():
+    surplus = wmf.log_surplus(plays_of(MANY, 40), ALPHA, EPS)
+    one, two = (wmf.fit(surplus, features_of(40), factors=5, sweeps=3, **RIDGES) for _ in range(2))
+    for name in ("theta", "beta", "w"):
+        assert np.array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_cold_factors_are_w_h():
+    h, w = features_of(4, 3), features_of(4, 2)
+    by_hand = [[sum(h[i, f] * w[f, k] for f in range(3)) for k in range(2)] for i in range(4)]
+    assert np.allclose(wmf.cold_factors(h, w[:3]), by_hand)
+    assert np.allclose(wmf.cold_factors(h, w), np.array(by_hand) + w[3])
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_cold_factors_refuse_another_width(width):
+    with pytest.raises(ValueError, match=f"w has 4 rows, the features have {width} columns"):
+        wmf.cold_factors(features_of(3, width), np.ones((4, 2)))
+
+
+def test_confidence_of_a_play_is_the_papers():
+    plays = sp.csr_matrix([[0, 1, 7], [3, 0, 0]])
+    surplus = wmf.log_surplus(plays, 2.0, 1e-6)
+    assert np.array_equal(surplus.toarray() > 0, plays.toarray() > 0)
+    assert np.allclose(1 + surplus.data, 28.631, atol=5e-4)  # 1 + 2 ln(1 + 1e6)
+    assert np.allclose(wmf.log_surplus(plays, 3.0, 1.0).data, 3 * np.log(2))
+    counted = wmf.log_surplus(plays, 2.0, 1e-6, binarise=False)
+    assert np.allclose(counted.data, 2 * np.log(1 + np.array([1, 7, 3]) * 1e6))
+
+
+@pytest.mark.parametrize(("alpha", "eps"), [(0, 1e-6), (2, 0), (-1, 1e-6)])
+def test_confidence_needs_positive_parameters(alpha, eps):
+    with pytest.raises(ValueError, match="must be positive"):
+        wmf.log_surplus(sp.csr_matrix([[1]]), alpha, eps)
+
+
+@pytest.mark.parametrize("count", [0, -2])
+def test_confidence_refuses_a_stored_pair_without_plays(count):
+    with pytest.raises(ValueError, match="positive counts"):
+        wmf.log_surplus(sp.csr_matrix(([1, count], ([0, 0], [0, 1])), (1, 2)), 2.0, 1e-6)
+
+
+def test_fit_refuses_what_does_not_fit():
+    surplus = wmf.log_surplus(plays_of([2], 4), ALPHA, EPS)
+    with pytest.raises(ValueError, match="3 rows for 4 items"):
+        wmf.fit(surplus, features_of(3), factors=2, **RIDGES)
+    for ridges in ({"lambda_theta": 0.0}, {"lambda_beta": -1.0}):
+        with pytest.raises(ValueError, match="must be positive"):
+            wmf.fit(surplus, factors=2, **(RIDGES | ridges))
+
+
+def test_validation_is_seen_after_every_sweep():
+    surplus = wmf.log_surplus(plays_of(MANY, 40), ALPHA, EPS)
+    seen = []
+
+    def validate(theta, beta):
+        seen.append((theta.copy(), beta.copy()))
+        return {"ndcg": len(seen)}
+
+    fitted = wmf.fit(surplus, factors=3, sweeps=4, validate=validate, **RIDGES)
+    checked = [row for row in fitted.history if row["step"] == "validation"]
+    assert [(row["sweep"], row["ndcg"]) for row in checked] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    for sweeps, (theta, beta) in enumerate(seen, 1):
+        alone = wmf.fit(surplus, factors=3, sweeps=sweeps, **RIDGES)
+        assert np.array_equal(theta, alone.theta) and np.array_equal(beta, alone.beta)
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_search_tries_every_pair_and_keeps_the_best(content):
+    rng = np.random.default_rng(5)
+    plays = plays_of([12] * 40, 30)
+    held = sp.csr_matrix(plays.multiply(rng.random(plays.shape) < 0.25))
+    train = plays - held
+    train.eliminate_zeros()
+    validate = metrics.validator(held, train)
+    features = features_of(30) if content else None
+    grid = {"lambda_theta": (0.1, 10.0, 1e4), "lambda_beta": (1.0, 1e3)}
+    settings = {"factors": 4, "sweeps": 2}
+    surplus = wmf.log_surplus(train, ALPHA, EPS)
+    best, trials = wmf.search(surplus, features, validate=validate, **grid, **settings)
+
+    scores = {}
+    for theta in grid["lambda_theta"]:
+        for beta in grid["lambda_beta"]:
+            ridges = {"lambda_theta": theta, "lambda_beta": beta, "lambda_w": theta}
+            fitted = wmf.fit(surplus, features, **ridges, **settings)
+            scores[theta, beta] = validate(fitted.theta, fitted.beta)["ndcg"]
+    assert len(trials) == 6
+    found = {(t.lambda_theta, t.lambda_beta): t.ndcg for t in trials.itertuples()}
+    assert found == pytest.approx(scores)
+    winner = max(scores, key=scores.get)
+    assert (best.ridges["lambda_theta"], best.ridges["lambda_beta"]) == winner
+    assert best.ridges["lambda_w"] == winner[0]
+    assert validate(best.theta, best.beta)["ndcg"] == pytest.approx(max(scores.values()))
+    assert {"items", "users", "validation"} <= {row["step"] for row in best.history}
+
+
+def test_search_over_one_pair_fits_it():
+    surplus = wmf.log_surplus(plays_of(MANY, 40), ALPHA, EPS)
+    best, trials = wmf.search(
+        surplus, validate=lambda theta, beta: {"ndcg": 0.5}, factors=3, sweeps=2,
+        lambda_theta=(10.0,), lambda_beta=(100.0,),
+    )  # fmt: skip
+    assert trials.to_dict("records") == [{"lambda_theta": 10, "lambda_beta": 100, "ndcg": 0.5}]
+    alone = wmf.fit(surplus, factors=3, sweeps=2, lambda_theta=10.0, lambda_beta=100.0)
+    assert np.array_equal(best.beta, alone.beta)
