@@ -105,8 +105,8 @@ class Profile:
         return [
             {
                 "setting": f.name,
-                "here": getattr(self, f.name),
-                "paper": f.default,
+                "here": str(getattr(self, f.name)),
+                "paper": str(f.default),
                 "source": f.metadata["source"],
             }
             for f in fields(self)

@@ -65,10 +65,10 @@ def codebook(centres: np.ndarray, usage: np.ndarray, labels) -> Figure:
     left.set_yticklabels(labels, fontsize=6)
     left.grid(False)
     fig.colorbar(mesh, ax=left, label="standard deviations", pad=0.02)
-    right.loglog(np.arange(1, len(usage) + 1), usage[order] / usage.sum(), color="0.3")
-    right.axhline(1 / len(usage), color="0.6", lw=0.8, ls="--")
-    right.text(1, 1.15 / len(usage), "even use", fontsize=7, color="0.4")
-    right.set(xlabel="codeword, most used first", ylabel="share of frames")
+    right.plot(np.arange(1, len(usage) + 1), usage[order] / usage.mean(), color="0.3")
+    right.axhline(1, color="0.6", lw=0.8, ls="--")
+    right.text(len(usage), 1.03, "even use", fontsize=7, color="0.4", ha="right")
+    right.set(xlabel="codeword, most used first", ylabel="use over mean use", ylim=(0, None))
     return fig
 
 
@@ -101,26 +101,33 @@ def learning_curve(curve: pd.DataFrame, floor: float) -> Figure:
     ax.plot(curve["epoch"], curve["held out"], "s-", ms=3, label="held out")
     ax.axhline(floor, color="0.5", ls="--", label="tag frequencies alone")
     ax.set(xlabel="epoch", ylabel="loss a song and tag (nats)")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     return fig
 
 
-def tags_by_frequency(per_tag: pd.DataFrame, name_best: int = 6) -> Figure:
-    """Draw each tag's AROC against how many test songs have it, naming the extremes."""
+def tags_by_frequency(per_tag: pd.DataFrame, bands: int = 5) -> Figure:
+    """Draw each tag's AROC against how many test songs have it.
+
+    The best and the worst told tag of each of ``bands`` bands of frequency are named.
+    """
     fig, ax = _panels(1, width=5.4, height=3.2)
     shown = per_tag.dropna(subset=["aroc"])
     ax.scatter(shown["songs"], shown["aroc"], s=9, alpha=0.6, color=COLOURS["CF + deep"], lw=0)
     ax.axhline(0.5, color="0.5", ls="--", lw=0.8)
-    common = shown[shown["songs"] >= max(5, shown["songs"].quantile(0.3))].sort_values("aroc")
-    for tag, row in pd.concat([common.head(name_best // 2), common.tail(name_best)]).iterrows():
-        ax.annotate(
-            str(tag).replace("$", r"\$"),
-            (row["songs"], row["aroc"]),
-            xytext=(3, 2),
-            textcoords="offset points",
-            fontsize=6.5,
-        )
+    edges = np.geomspace(shown["songs"].min(), shown["songs"].max() + 1, bands + 1)
+    for _, band in shown.groupby(np.digitize(shown["songs"], edges)):
+        for tag, above in ((band["aroc"].idxmax(), True), (band["aroc"].idxmin(), False)):
+            ax.annotate(
+                str(tag).replace("$", r"\$"),
+                band.loc[tag, ["songs", "aroc"]],
+                xytext=(0, 3 if above else -8),
+                textcoords="offset points",
+                fontsize=6.5,
+                ha="center",
+            )
     ax.set(xscale="log", xlabel="test songs that have the tag", ylabel="AROC")
+    ax.margins(y=0.1)
     return fig
 
 
@@ -135,7 +142,7 @@ def convergence(histories: dict, metric: str = "ndcg") -> Figure:
         left.plot(time, steps["objective"], ".-", color=colour(system), label=system)
         checked = frame.dropna(subset=[metric])
         right.plot(checked["sweep"], checked[metric], "o-", ms=3, color=colour(system))
-    left.set(xlabel="sweep", ylabel="objective (lower is better)", yscale="log")
+    left.set(xlabel="sweep", ylabel="objective (lower is better)")
     right.set(xlabel="sweep", ylabel=f"validation {metric.upper()}")
     left.legend()
     return fig
@@ -181,6 +188,7 @@ def recall_curves(systems: dict, resamples: int, seed: int) -> Figure:
 def intervals(frame: pd.DataFrame, xlabel: str) -> Figure:
     """Draw a mean and its interval for each row: columns ``mean``, ``low``, ``high``."""
     fig, ax = _panels(1, width=5, height=0.6 + 0.32 * len(frame))
+    ax.axvline(0, color="0.5", lw=0.8, ls="--")
     for y, (name, row) in enumerate(frame[::-1].iterrows()):
         ax.plot([row["low"], row["high"]], [y, y], color=colour(name), lw=2)
         ax.plot(row["mean"], y, "o", color=colour(name), ms=5)

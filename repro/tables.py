@@ -37,7 +37,10 @@ def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: i
             continue
         stats = bootstrap(frame, resamples, seed)
         half = (stats["high"] - stats["low"]) / 2
-        rows[system] = {_name(c): f"{stats['mean'][c]:.4f} ± {half[c]:.4f}" for c in columns}
+        rows[system] = {
+            _name(c): f"{stats['mean'][c]:.4f}\u00a0±" + f"{half[c]:.4f}".lstrip("0")
+            for c in columns
+        }
         rows[system]["users"] = f"{len(frame):,}"
     for system in [] if printed is None else printed.index:
         rows[f"paper: {system}"] = {_name(c): f"{v:.4f}" for c, v in printed.loc[system].items()}
