@@ -104,6 +104,7 @@ class Dataset:
     item_tracks: np.ndarray  # the track whose audio describes the item; "" when there is none
     tags: sparse.csr_matrix  # tagged tracks x vocabulary, int8, binary
     tag_tracks: np.ndarray  # track ids of the rows of `tags`
+    tag_items: np.ndarray  # their items; several tracks can be one song
     vocabulary: np.ndarray
     tag_train: np.ndarray  # bool, rows of `tags`; shares no artist with `tag_test`
     tag_test: np.ndarray
@@ -200,7 +201,8 @@ def fingerprint(profile: Profile, root: Path | str) -> str:
     for source in required(profile, root):
         files = [source.path]
         if source.path.is_dir():
-            leaves = (sorted(folder.glob("?"))[0] for folder in sorted(source.path.glob("?/?")))
+            folders = (sorted(folder.glob("?"))[:1] for folder in sorted(source.path.glob("?/?")))
+            leaves = [leaf for first in folders for leaf in first]
             files = [file for leaf in leaves for file in sorted(leaf.glob("*.h5"))]
             digest.update("".join(f"{f.name} {f.stat().st_size}\n" for f in files).encode())
             files = files[:: len(files) // 32 + 1]
@@ -249,12 +251,12 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
         " JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag",
     )
     tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
-    tag_artists = _beside(tag_tracks, songs, "track_id")["artist_id"]
+    about = _beside(tag_tracks, songs, "track_id")
     train, test = (_lines(root / f"artists_{part}.txt") for part in ("train", "test"))
     if shared := set(train) & set(test):
         raise BadInput(f"{root}: {min(shared)} is in artists_train.txt and in artists_test.txt")
     tag_train, tag_test = (
-        tag_artists.is_in(part).fill_null(False).to_numpy() for part in (train, test)
+        about["artist_id"].is_in(part).fill_null(False).to_numpy() for part in (train, test)
     )
     facts |= {"tagged tracks for training": tag_train.sum(), "for testing": tag_test.sum()}
 
@@ -267,6 +269,7 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
         item_tracks=_strings(items["track_id"]),
         tags=tags,
         tag_tracks=tag_tracks,
+        tag_items=_strings(about["song_id"]),
         vocabulary=vocabulary,
         tag_train=tag_train,
         tag_test=tag_test,
@@ -402,6 +405,7 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
         item_tracks=_strings(items["track"]),
         tags=tags,
         tag_tracks=tag_tracks,
+        tag_items=_strings(_beside(tag_tracks, items, "track")["artist"]),
         vocabulary=vocabulary,
         tag_train=tag_train,
         tag_test=~tag_train,

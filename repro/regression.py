@@ -7,6 +7,7 @@ squared error, and predicts factors for songs that nobody has played.
 from __future__ import annotations
 
 import numpy as np
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.linear_model import RidgeCV
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -22,13 +23,11 @@ def linear(features: np.ndarray, beta: np.ndarray) -> Pipeline:
     return make_pipeline(StandardScaler(), ridge).fit(features, beta)
 
 
-def mlp(features: np.ndarray, beta: np.ndarray, seed: int, units: int = 1000) -> Pipeline:
+def mlp(features: np.ndarray, beta: np.ndarray, seed: int, units: int = 1000):
     """Fit a network with one hidden layer of ``units`` (NIPS 2013 sec. 5.2: 1,000).
 
     Training stops when the error of a tenth of the training songs no longer falls.
     """
-    # Factors of unit scale, or the stopping tolerance would mean something else in each fit.
-    scale = float(np.std(beta)) or 1.0
     net = MLPRegressor(
         hidden_layer_sizes=(units,),
         alpha=1e-3,
@@ -38,7 +37,6 @@ def mlp(features: np.ndarray, beta: np.ndarray, seed: int, units: int = 1000) ->
         max_iter=100,
         random_state=seed,
     )
-    model = make_pipeline(StandardScaler(), net).fit(features, beta / scale)
-    net.coefs_[-1] *= scale
-    net.intercepts_[-1] *= scale
-    return model
+    # Factors of unit scale, or the stopping tolerance would mean something else in each fit.
+    model = make_pipeline(StandardScaler(), net)
+    return TransformedTargetRegressor(model, transformer=StandardScaler()).fit(features, beta)

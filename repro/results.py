@@ -31,7 +31,7 @@ from tabulate import tabulate
 from repro.config import PROFILES, Profile
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("numpy", "scipy", "pandas", "polars", "h5py", "torch", "scikit-learn", "matplotlib")
+PACKAGES = ("numpy", "scipy", "pandas", "polars", "h5py", "torch", "scikit-learn", "nltk")
 
 
 def results_root() -> Path:
@@ -205,7 +205,7 @@ class Run:
         self._journal = {
             "notebook": notebook,
             "profile": self.profile.name,
-            "label": self.profile.label,
+            "label": self.label,
             "seed": self.profile.seed,
             "device": self.device,
             "threads": self.threads,
@@ -217,6 +217,17 @@ class Run:
             "checks": [],
         }
         self._write()
+
+    @property
+    def label(self) -> str:
+        """What the data are; a synthetic world put in the place of real files says so."""
+        synthetic = self.profile.source != "world" and (self.data / "world.json").exists()
+        return "synthetic data" if synthetic else self.profile.label
+
+    @property
+    def on_the_papers_data(self) -> bool:
+        """Whether a claim of the paper can be called reproduced by this run."""
+        return self.profile.source == "msd" and self.label == self.profile.label
 
     @property
     def threads(self) -> int:
@@ -237,7 +248,7 @@ class Run:
     @property
     def provenance(self) -> str:
         """One line that says what a number was made from."""
-        parts = [self.profile.label, f"seed {self.profile.seed}", self.device]
+        parts = [self.label, f"seed {self.profile.seed}", self.device]
         return " · ".join(parts + ([f"data {self.fingerprint}"] if self.fingerprint else []))
 
     def banner(self) -> None:
@@ -264,21 +275,6 @@ class Run:
         """Return what :meth:`save` wrote, each value as an attribute."""
         with np.load(self._found(f"{name}.npz"), allow_pickle=False) as archive:
             return SimpleNamespace(**_unpack(dict(archive)))
-
-    def save_state(self, name: str, state_dict: dict) -> None:
-        """Save a torch ``state_dict`` as ``artifacts/<name>.pt``."""
-        import torch
-
-        path = self.artifacts / f"{name}.pt"
-        with atomic(path) as file:
-            torch.save(state_dict, file)
-        self._made(path)
-
-    def load_state(self, name: str) -> dict:
-        """Return a saved ``state_dict`` on this run's device."""
-        import torch
-
-        return torch.load(self._found(f"{name}.pt"), map_location=self.device, weights_only=True)
 
     def figure(self, fig, name: str, caption: str) -> None:
         """Save a figure as PNG and PDF with its provenance in a footer, show it, and close it."""
@@ -373,7 +369,7 @@ class Run:
 
 def _maker(name: str) -> str:
     """Return the notebook whose source saves that artefact."""
-    saves = re.compile(rf"""\.save(_state)?\(\s*\\?["']{re.escape(name)}\\?["']""")
+    saves = re.compile(rf"""\.save\(\s*\\?["']{re.escape(name)}\\?["']""")
     for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         if saves.search(notebook.read_text("utf-8")):
             return notebook.stem

@@ -147,7 +147,7 @@ class Pipeline:
             outputs = (self.stamp(earlier) or {"outputs": {}})["outputs"]
             inputs += [f"{path} {sha}" for path, sha in sorted(outputs.items())]
         return {
-            "settings": _sha(repr(self.profile), repr(self.profile.table()), self.device),
+            "settings": _sha(repr(self.profile), *self.profile.derived(), self.device),
             "code": code_digest(self.source(step)),
             "libraries": _sha(json.dumps(results.versions())),
             "data": self.data,

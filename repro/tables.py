@@ -47,6 +47,18 @@ def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: i
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("system")
 
 
+def winners(trials: pd.DataFrame, by: list[str], metric: str = "ndcg") -> pd.DataFrame:
+    """Return each group's best trial, and which of its values lie on the edge of the grid."""
+    best = trials.loc[trials.groupby(by, sort=False)[metric].idxmax()].set_index(by)
+
+    def edges(row):
+        tried = trials.set_index(by).loc[[row.name]]
+        names = [n for n in ("lambda_theta", "lambda_beta") if tried[n].nunique() > 1]
+        return ", ".join(n for n in names if row[n] in (tried[n].min(), tried[n].max()))
+
+    return best.assign(**{"on the edge": best.apply(edges, axis=1)})
+
+
 def gains(systems: dict, than: str, metric: str, resamples: int, seed: int) -> pd.DataFrame:
     """Return each other system's mean paired difference to ``than``, with its 95% interval.
 

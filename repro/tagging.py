@@ -84,12 +84,12 @@ def train(
         l1-normalised.
     tags : csr_matrix, n x tags, binary
     scale_input : bool
-        Multiply all histograms by one number that makes their mean length one. Those of some
-        hundred frames over 1,024 codewords have a length near 0.1, from which AdaGrad's steps of
+        Multiply all histograms by one number that makes their mean l2 norm one. Those of some
+        hundred frames over 1,024 codewords have one near 0.2, from which AdaGrad's steps of
         fixed size take tens of thousands of batches to reach a useful first layer: the authors
         had 186,000, a small collection has few.
     watch : (histograms, tags), optional
-        Songs whose loss is recorded after every epoch; nothing is chosen by it.
+        Songs whose loss is recorded after every epoch; the training takes no notice of it.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def train(
         losses = []
         order = rng.permutation(len(x))
         for batch in np.split(order, np.arange(batch_size, len(order), batch_size)):
-            y = torch.from_numpy(tags[batch].toarray().astype(np.float32)).to(device)
+            y = torch.from_numpy(_dense(tags[batch])).to(device)
             loss = tag_loss(net(x[batch].to(device)), y)
             optimiser.zero_grad()
             loss.backward()
@@ -162,6 +162,8 @@ def per_tag(logits: np.ndarray, tags: sp.csr_matrix, annotate: int = 20, correct
     DataFrame, indexed by tag: ``songs`` (that have the tag), ``precision``, ``recall``, ``aroc``,
     ``ap``; the last three are NaN for a tag on no song or, for ``aroc``, on all.
     """
+    if not len(logits):
+        raise ValueError("no song to judge: test_min_tags is too high, or no tagged test track")
     probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
     score = probability - correction * probability.mean(0)
     truth = tags.toarray().astype(bool)

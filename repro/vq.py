@@ -21,12 +21,18 @@ class Codebook:
     offset: np.ndarray
     scale: np.ndarray
 
-    def assign(self, frames: np.ndarray) -> np.ndarray:
-        """Return the nearest codeword of each frame: argmin_j ||c_j||^2 / 2 - x.c_j."""
+    def assign(self, frames: np.ndarray, nearest: int = 1) -> np.ndarray:
+        """Return each frame's ``nearest`` codewords, n x nearest: least ||c_j||^2 / 2 - x.c_j."""
         x = torch.from_numpy(((frames - self.offset) / self.scale).astype(np.float32))
         centres = torch.from_numpy(self.centres)
         half = (centres**2).sum(1) / 2
-        blocks = [torch.addmm(half, b, centres.T, alpha=-1).argmin(1) for b in x.split(4096)]
+        blocks = []
+        for block in x.split(4096):
+            distance = torch.addmm(half, block, centres.T, alpha=-1)
+            if nearest == 1:  # many times faster than a top-k
+                blocks.append(distance.argmin(1, keepdim=True))
+            else:
+                blocks.append(distance.topk(nearest, largest=False).indices)
         return torch.cat(blocks).numpy()
 
 
@@ -95,6 +101,7 @@ def histograms(
     track_ids: Sequence[str],
     codebook: Codebook,
     frames_per_item: int | None = None,
+    nearest: int = 1,
     seed: int = 0,
     progress: Callable[[Sequence[str]], Sequence[str]] = iter,
 ) -> sp.csr_matrix:
@@ -106,6 +113,9 @@ def histograms(
         Track id -> frames (n x D); n may be 0.
     frames_per_item : int, optional
         Keep at most this many frames of each track, drawn without replacement.
+    nearest : int
+        Codewords that each frame counts for. The paper has 1; more (McFee, Barrington and
+        Lanckriet 2012) blur the borders between codewords, which matters where frames are few.
     progress : callable
         Wraps the ids as they are read, for example in a progress bar.
 
@@ -117,8 +127,8 @@ def histograms(
     parts, pending, held = [], [], 0
 
     def count():
-        code = codebook.assign(np.concatenate(pending))
-        row = np.repeat(np.arange(len(pending)), [len(frames) for frames in pending])
+        code = codebook.assign(np.concatenate(pending), nearest).ravel()
+        row = np.repeat(np.arange(len(pending)), [nearest * len(frames) for frames in pending])
         shape = (len(pending), len(codebook.centres))
         parts.append(sp.coo_matrix((np.ones(len(code), np.int32), (row, code)), shape).tocsr())
         pending.clear()

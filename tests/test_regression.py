@@ -59,4 +59,7 @@ def test_mlp_is_deterministic_from_its_seed():
 
 def test_mlp_has_the_asked_hidden_layer():
     x, beta = planted("bent")
-    assert [c.shape for c in regression.mlp(x, beta, 0, 70)[-1].coefs_] == [(6, 70), (70, 3)]
+    assert [c.shape for c in regression.mlp(x, beta, 0, 70).regressor_[-1].coefs_] == [
+        (6, 70),
+        (70, 3),
+    ]
