@@ -78,3 +78,14 @@ def test_without_a_python_the_script_says_what_it_needs(tmp_path):
     )
     assert done.returncode != 0
     assert "needs Python 3.11 or newer" in done.stderr
+
+
+@pytest.mark.parametrize("profile", ["demo", "lastfm"])
+def test_readme_shows_the_committed_headline(profile):
+    # As committed: a run on another machine may differ in the last digits.
+    command = ["git", "-C", ROOT, "show", f"HEAD:results/{profile}/tables/headline.md"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    if shown.returncode:
+        pytest.skip("no commit to compare with")
+    rows = [line for line in shown.stdout.splitlines() if line.startswith("|")]
+    assert "\n".join(rows) in (ROOT / "README.md").read_text("utf-8")
