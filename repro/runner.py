@@ -193,7 +193,6 @@ class Pipeline:
 
     def execute(self, step: str) -> dict:
         """Execute one notebook, publish it, and return its stamp."""
-        import nbformat
         import papermill
 
         started = time.monotonic()
@@ -219,6 +218,18 @@ class Pipeline:
             self.forget(step)
             raise
         _strip_execution(notebook)
+        pages = self._publish(step, notebook)
+        partial.unlink()
+        journal = _read(artifacts / "journal" / f"{step}.json")
+        journal["seconds"] = round(time.monotonic() - started, 1)
+        stamp = {"key": key, "outputs": journal["outputs"] | pages, "journal": journal}
+        results.write_json(self.stamp_path(step), stamp)
+        return stamp
+
+    def _publish(self, step: str, notebook) -> dict[str, str]:
+        """Write an executed notebook and its page; return their digests by name."""
+        import nbformat
+
         pages = {
             f"notebooks/{step}.ipynb": nbformat.writes(notebook) + "\n",
             f"html/{step}.html": _html(notebook, step),
@@ -226,14 +237,26 @@ class Pipeline:
         for name, text in pages.items():
             with results.atomic(self.folder / name) as file:
                 file.write(text.encode())
-        partial.unlink()
-        journal = _read(artifacts / "journal" / f"{step}.json")
-        journal["seconds"] = round(time.monotonic() - started, 1)
-        digests = {name: results.digest(self.folder / name) for name in pages}
-        outputs = journal["outputs"] | digests
-        stamp = {"key": key, "outputs": outputs, "journal": journal}
+        return {name: results.digest(self.folder / name) for name in pages}
+
+    def renew_text(self, step: str) -> bool:
+        """Bring the prose of an up-to-date notebook's page up to date without executing it."""
+        import nbformat
+
+        done = nbformat.read(self.folder / "notebooks" / f"{step}.ipynb", as_version=4)
+        executed = iter([cell for cell in done.cells if cell.cell_type == "code"])
+        cells = []
+        for cell in nbformat.read(self.source(step), as_version=4).cells:
+            cells.append(next(executed) if cell.cell_type == "code" else cell)
+            if "parameters" in cell.metadata.get("tags", []):
+                cells.append(next(executed))  # those that papermill injected
+        if [cell.source for cell in cells] == [cell.source for cell in done.cells]:
+            return False
+        done.cells = cells
+        stamp = self.stamp(step)
+        stamp["outputs"] |= self._publish(step, done)
         results.write_json(self.stamp_path(step), stamp)
-        return stamp
+        return True
 
 
 @contextmanager
@@ -376,13 +399,18 @@ def run(
         if pipeline.stamp(earlier) is None:
             print(f"Cannot start with {chosen[0]}: {earlier} has to run first")
             return REFUSED
+        if reason := pipeline.stale(earlier):
+            print(f"Note: {earlier} is not up to date ({reason}); what it made before is used")
 
     os.environ["REPRO_RESULTS"] = str(root)  # the kernels inherit it
+    renewed = [step for step in chosen if not plan[step] and pipeline.renew_text(step)]
+    for step in renewed:
+        print(f"{step}: text renewed")
     status = _run_steps(pipeline, plan, force)
     if status == DONE:
         from repro import report
 
-        report.write(pipeline, renew=any(plan.values()))
+        report.write(pipeline, renew=any(plan.values()) or bool(renewed))
     return status
 
 

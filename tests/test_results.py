@@ -157,3 +157,14 @@ def test_an_absent_gpu_is_said(monkeypatch):
     with pytest.raises(ValueError, match="torch sees no GPU"):
         Run("01_toy", "smoke", "cuda")
     assert Run("01_toy", "smoke", "auto").device == "cpu"
+
+
+def test_a_synthetic_world_in_the_place_of_real_files_is_called_synthetic(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("REPRO_DATA", str(tmp_path))
+    real = Run("01_toy", "paper", "cpu")
+    assert real.on_the_papers_data and "synthetic" not in real.provenance
+    (tmp_path / "world.json").write_text("{}")
+    fake = Run("01_toy", "paper", "cpu")
+    assert not fake.on_the_papers_data and "synthetic data" in fake.provenance
+    assert not Run("01_toy", "lastfm", "cpu").on_the_papers_data

@@ -121,6 +121,31 @@ def test_text_and_stored_outputs_are_not_code(project):
     assert runner.code_digest(path) == before
 
 
+def test_new_words_reach_the_page_without_a_run(project, capsys):
+    project.run()
+    path = project.notebooks / "02_second.ipynb"
+    notebook = nbformat.read(path, 4)
+    notebook.cells[0].source = "# Better words"
+    notebook.cells.insert(3, nbformat.v4.new_markdown_cell("And *more* of them."))
+    nbformat.write(notebook, path)
+    assert project.run() == (DONE, [])
+    assert "02_second: text renewed" in capsys.readouterr().out
+    page = (project.made / "html/02_second.html").read_text("utf-8")
+    assert "Better words" in page and "<em>more</em>" in page
+    assert "Better words" in (project.made / "README.md").read_text("utf-8")
+    done = nbformat.read(project.made / "notebooks/02_second.ipynb", 4)
+    assert sum(cell.cell_type == "code" for cell in done.cells) == 4  # with the injected one
+    assert any(cell.get("outputs") for cell in done.cells)
+    assert project.run() == (DONE, []) and "renewed" not in capsys.readouterr().out
+
+
+def test_only_says_what_it_builds_on(project, capsys):
+    project.run()
+    project.edit("01_first", FIRST.replace("3]", "4]"))
+    project.run(only="02")
+    assert "01_first is not up to date (code changed)" in capsys.readouterr().out
+
+
 def test_only_imported_modules_count_as_code(project, monkeypatch, tmp_path):
     package = tmp_path / "copy" / "repro"
     package.mkdir(parents=True)

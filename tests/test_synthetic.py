@@ -168,3 +168,12 @@ def test_smoke_world_fills_both_subsets(tmp_path):
     sparse = splits.sparse_subset(plays, smoke.sparse_songs_per_user, smoke.sparse_users_per_song)
     assert len(dense[0]) >= 100 and len(dense[1]) >= 100
     assert len(sparse[0]) >= 20 and len(sparse[1]) >= 20
+
+
+def test_every_tagged_track_is_known_by_its_song(root, data):
+    database = sqlite3.connect(root / "track_metadata.db")
+    song = dict(database.execute("SELECT track_id, song_id FROM songs"))
+    database.close()
+    assert [song[track] for track in data.tag_tracks] == list(data.tag_items)
+    second = ~np.isin(data.tag_tracks, data.item_tracks) & np.isin(data.tag_items, data.item_ids)
+    assert second.any()  # a cold song must be kept out by its id, not by its one track

@@ -270,3 +270,17 @@ def test_interval_figure_labels_each_row_with_its_name():
         assert x == row["mean"]
         assert np.allclose(span, [[row["low"], y], [row["high"], y]])
     assert names == {0: "second", 1: "first"}  # the first on top
+
+
+def test_winners_are_the_best_and_say_when_a_grid_is_too_narrow():
+    trials = pd.DataFrame(
+        {
+            "subset": ["A"] * 3 + ["B"] * 3,
+            "lambda_theta": [1.0, 10.0, 100.0] * 2,
+            "lambda_beta": [5.0] * 6,  # a single value has no edge
+            "ndcg": [0.1, 0.3, 0.2, 0.1, 0.2, 0.3],
+        }
+    )
+    best = tables.winners(trials, ["subset"])
+    assert best["lambda_theta"].to_dict() == {"A": 10, "B": 100}
+    assert best["on the edge"].to_dict() == {"A": "", "B": "lambda_theta"}

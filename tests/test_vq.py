@@ -199,3 +199,16 @@ def test_rows_of_follows_the_asked_order():
     assert picked.toarray().tolist() == [[3, 3], [0, 0], [1, 0], [3, 3], [0, 0]]
     assert picked.dtype == counts.dtype
     assert vq.rows_of(ids, np.array([], dtype=str), counts).shape == (0, 2)
+
+
+@pytest.mark.parametrize("nearest", [2, 5])
+def test_a_frame_counts_for_its_nearest_codewords(nearest):
+    rng = np.random.default_rng(5)
+    frames, centres = rng.normal(size=(40, 3)), rng.normal(size=(9, 3)).astype(np.float32)
+    book = vq.Codebook(centres, np.zeros(3, np.float32), np.ones(3, np.float32))
+    distance = ((frames[:, None] - centres) ** 2).sum(2)
+    expected = np.zeros(9, int)
+    np.add.at(expected, np.argsort(distance, axis=1)[:, :nearest].ravel(), 1)
+    counts = vq.histograms(lambda track: frames, ["a"], book, nearest=nearest)
+    assert counts.toarray()[0].tolist() == expected.tolist()
+    assert np.isclose(vq.l1_normalise(counts).sum(), 1)
