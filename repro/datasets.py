@@ -201,9 +201,12 @@ def fingerprint(profile: Profile, root: Path | str) -> str:
     for source in required(profile, root):
         files = [source.path]
         if source.path.is_dir():
-            folders = (sorted(folder.glob("?"))[:1] for folder in sorted(source.path.glob("?/?")))
-            leaves = [leaf for first in folders for leaf in first]
-            files = [file for leaf in leaves for file in sorted(leaf.glob("*.h5"))]
+            files = [
+                file
+                for folder in sorted(source.path.glob("?/?"))
+                for leaf in sorted(folder.glob("?"))[:1]
+                for file in sorted(leaf.glob("*.h5"))
+            ]
             digest.update("".join(f"{f.name} {f.stat().st_size}\n" for f in files).encode())
             files = files[:: len(files) // 32 + 1]
         for path in files:

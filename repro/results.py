@@ -273,7 +273,10 @@ class Run:
 
     def load(self, name: str) -> SimpleNamespace:
         """Return what :meth:`save` wrote, each value as an attribute."""
-        with np.load(self._found(f"{name}.npz"), allow_pickle=False) as archive:
+        path = self.artifacts / f"{name}.npz"
+        if not path.exists():
+            raise FileNotFoundError(f"artifact {name!r} is missing: run {_maker(name)} first")
+        with np.load(path, allow_pickle=False) as archive:
             return SimpleNamespace(**_unpack(dict(archive)))
 
     def figure(self, fig, name: str, caption: str) -> None:
@@ -345,13 +348,6 @@ class Run:
         self._journal["checks"].append(claim)
         self._write()
         print(f"ok  {claim}")
-
-    def _found(self, file_name: str) -> Path:
-        path = self.artifacts / file_name
-        if not path.exists():
-            name = path.stem
-            raise FileNotFoundError(f"artifact {name!r} is missing: run {_maker(name)} first")
-        return path
 
     def _made(self, *paths: Path) -> None:
         for path in paths:
