@@ -16,16 +16,37 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
+from numba import njit
+
+from repro import parallel
+
+_USERS, _ITEMS = 256, 512  # of a tile of scores, which stays in cache
 
 
-def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None, device="cpu") -> np.ndarray:
+def ranks_slowly(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarray:
+    """Sort every user's list in float64: what :func:`heldout_ranks` must give."""
+    theta, beta = (np.asarray(x, np.float32).astype(np.float64) for x in (theta, beta))
+    ranks = []
+    for user in range(heldout.shape[0]):
+        listed = np.argsort(-(beta @ theta[user]), kind="stable")
+        if exclude is not None:
+            listed = listed[~np.isin(listed, exclude[[user]].indices)]
+        place = np.empty(len(beta), np.int64)
+        place[listed] = np.arange(len(listed))
+        ranks.append(place[heldout[[user]].indices])
+    return np.concatenate(ranks)
+
+
+def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarray:
     """Return the rank of every held-out pair in its user's list, by counting, without sorting.
+
+    Blocked float32 products score all items. Where one is too close to a held-out item's to tell,
+    both are scored again in float64, so that the order depends on no machine.
 
     Parameters
     ----------
     theta, beta : arrays, users x K and items x K
-        The score of a pair is their product.
+        The score of a pair is the product of their float32 values.
     heldout, exclude : csr_matrix, users x items
         No pair may be in both.
 
@@ -36,36 +57,103 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None, device="cpu
     Raises
     ------
     ValueError
-        When a score is not finite, or a pair is both held out and excluded.
+        When a score may not be finite, or a pair is both held out and excluded.
     """
-    heldout = heldout.tocsr()
-    if exclude is not None and heldout.multiply(exclude).nnz:
+    held = heldout.tocsr()
+    out = sp.csr_matrix(held.shape) if exclude is None else exclude.tocsr()
+    if held.multiply(out).nnz:
         raise ValueError("a pair is both held out and excluded")
-    theta = torch.as_tensor(np.asarray(theta, dtype=np.float32), device=device)
-    beta = torch.as_tensor(np.asarray(beta, dtype=np.float32), device=device)
-    n_items = len(beta)
-    lengths = np.diff(heldout.indptr)
-    order = np.argsort(lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    index = torch.arange(n_items, device=device)
-    ranks = np.empty(heldout.nnz, dtype=np.int64)
-    block = max(1, 2**22 // max(n_items, 1))
-    for users in np.split(order, np.arange(block, len(order), block)) if len(order) else []:
-        scores = theta[torch.from_numpy(users).to(device)] @ beta.T
-        if not bool(scores.isfinite().all()):
-            raise ValueError("scores must be finite")
-        if exclude is not None:
-            row, col = exclude[users].nonzero()
-            scores[torch.from_numpy(row).to(device), torch.from_numpy(col).to(device)] = -np.inf
-        for place in range(lengths[users[-1]]):  # users come by rising length: little is wasted
-            has = lengths[users] > place
-            entry = heldout.indptr[users[has]] + place
-            item = torch.from_numpy(heldout.indices[entry].astype(np.int64)).to(device)
-            listed = scores[int(np.argmax(has)) :]
-            own = listed.gather(1, item[:, None])
-            above = (listed > own).sum(1) + ((listed == own) & (index < item[:, None])).sum(1)
-            ranks[entry] = above.cpu().numpy()
-    return ranks
+    with np.errstate(over="ignore"):
+        theta, beta = (np.ascontiguousarray(x, dtype=np.float32) for x in (theta, beta))
+    length, longest = (np.sqrt(np.einsum("ij,ij->i", x, x, dtype=float)) for x in (theta, beta))
+    if not length.max(initial=0) * longest.max(initial=0) < np.finfo(np.float32).max:
+        raise ValueError("scores must be finite")
+    # By falling length: no product of a tile is larger than with the tile's first item.
+    order = np.argsort(-longest, kind="stable").astype(np.int32)
+    sorted_beta, longest = beta[order], longest[order]
+    pairs = theta, beta, held.indptr, held.indices, np.empty(held.nnz), np.zeros(held.nnz, np.int64)
+    users = np.flatnonzero(np.diff(held.indptr))
+
+    def count(block):
+        _start(block, length[block] * longest[0], out.indptr, out.indices, *pairs)
+        listed, room = theta[block], np.empty(_USERS * _ITEMS, np.float32)
+        for first in range(0, len(beta), _ITEMS):
+            items = order[first : first + _ITEMS]
+            scores = room[: len(block) * len(items)].reshape(len(block), len(items))
+            np.matmul(listed, sorted_beta[first : first + _ITEMS].T, out=scores)
+            _add_tile(scores, items, block, length[block] * longest[first], *pairs)
+
+    parallel.over(count, (users[i : i + _USERS] for i in range(0, len(users), _USERS)))
+    return pairs[-1]
+
+
+@njit(nogil=True, cache=True)
+def _start(users, bound, out_indptr, out_indices, theta, beta, indptr, indices, own, ranks):
+    """Score the users' held-out items; take off beforehand the excluded ones listed above them."""
+    room = np.empty((out_indptr[users + 1] - out_indptr[users]).max(), np.float32)
+    for row, user in enumerate(users):
+        for entry in range(indptr[user], indptr[user + 1]):
+            own[entry] = _exact_score(theta[user], beta[indices[entry]])
+        items = out_indices[out_indptr[user] : out_indptr[user + 1]]
+        score = room[: len(items)]
+        for place in range(len(items)):
+            score[place] = _quick_score(theta[user], beta[items[place]])
+        _add(-1, score, items, user, bound[row], theta, beta, indptr, indices, own, ranks)
+
+
+@njit(nogil=True, cache=True)
+def _add_tile(scores, items, users, bound, theta, beta, indptr, indices, own, ranks):
+    """Add to the rank of the users' held-out items the ones of this tile listed above them."""
+    for row, user in enumerate(users):
+        _add(1, scores[row], items, user, bound[row], theta, beta, indptr, indices, own, ranks)
+
+
+@njit(nogil=True, cache=True)
+def _add(sign, score, items, user, bound, theta, beta, indptr, indices, own, ranks):
+    # A float32 sum of K products is this near, in whatever order it is summed.
+    margin = (theta.shape[1] + 4) * 2.0**-24 * bound + 1e-37
+    for entry in range(indptr[user], indptr[user + 1]):
+        if own[entry] > bound + 2 * margin:
+            continue  # nothing here is as high
+        low, high = np.float32(own[entry] - margin), np.float32(own[entry] + margin)
+        above, near = _count(score, low, high)
+        ranks[entry] += sign * above
+        if near == above:
+            continue
+        for begin in range(0, len(score), 64):
+            above, near = _count(score[begin : begin + 64], low, high)
+            if near == above:
+                continue
+            for c in range(begin, min(begin + 64, len(score))):
+                if low <= score[c] <= high and items[c] != indices[entry]:
+                    exact = _exact_score(theta[user], beta[items[c]])
+                    first = items[c] < indices[entry]
+                    ranks[entry] += sign * (exact > own[entry] or (exact == own[entry] and first))
+
+
+@njit(nogil=True, cache=True)
+def _count(score, low, high):
+    above, near = np.int32(0), np.int32(0)  # kept at 32 bits, or half as many fit a vector
+    for c in range(len(score)):
+        above = np.int32(above + (score[c] > high))
+        near = np.int32(near + (score[c] >= low))
+    return above, near
+
+
+@njit(nogil=True, cache=True)
+def _exact_score(theta, beta):
+    total = 0.0
+    for c in range(len(theta)):
+        total += np.float64(theta[c]) * np.float64(beta[c])
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _quick_score(theta, beta):
+    total = np.float32(0)
+    for c in range(len(theta)):
+        total += theta[c] * beta[c]
+    return total
 
 
 def per_user(ranks: np.ndarray, heldout: sp.csr_matrix, recall_at=(40, 80, 120, 160, 200)):
@@ -104,17 +192,17 @@ def per_user(ranks: np.ndarray, heldout: sp.csr_matrix, recall_at=(40, 80, 120, 
     return pd.DataFrame(columns, index=pd.Index(keep, name="user"))
 
 
-def evaluate(theta, beta, heldout, exclude=None, recall_at=(40, 80, 120, 160, 200), device="cpu"):
+def evaluate(theta, beta, heldout, exclude=None, recall_at=(40, 80, 120, 160, 200)):
     """Return the metrics of every user with held-out items; see :func:`per_user`."""
     heldout = heldout.tocsr()
-    return per_user(heldout_ranks(theta, beta, heldout, exclude, device), heldout, recall_at)
+    return per_user(heldout_ranks(theta, beta, heldout, exclude), heldout, recall_at)
 
 
-def validator(heldout, exclude, device="cpu"):
+def validator(heldout, exclude):
     """Return the function from theta and beta to the mean NDCG and Recall@40 on ``heldout``."""
 
     def validate(theta, beta) -> dict:
-        frame = evaluate(theta, beta, heldout, exclude, (40,), device)
+        frame = evaluate(theta, beta, heldout, exclude, (40,))
         return frame[["ndcg", "recall@40"]].mean().to_dict()
 
     return validate

@@ -45,12 +45,25 @@ class TagNetwork(nn.Module):
         """Return the last hidden layer h, n x 1200."""
         x = x * self.scale
         for layer in self.layers:
-            x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
+            x = F.relu(layer(x))
+            if self.training:
+                x = x * (_kept(x, self.dropout) / (1 - self.dropout))
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits f, n x tags."""
         return self.output(self.hidden(x))
+
+
+def _kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Return True with probability 1 - ``dropout`` for every element of ``x``.
+
+    Sixteen random bits an element; PyTorch's own dropout draws ten times as long on a CPU, which
+    a batch of 100 feels.
+    """
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view_as(x)
+    return bits >= round(dropout * 2**16) - 2**15
 
 
 def tag_loss(logits: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:
@@ -106,6 +119,7 @@ def train(
     net = TagNetwork(histograms.shape[1], hidden, tags.shape[1], dropout, scale).to(device)
     optimiser = torch.optim.Adagrad(net.parameters(), lr=learning_rate, fused=device == "cpu")
     x = torch.from_numpy(np.ascontiguousarray(histograms, dtype=np.float32))
+    y = torch.from_numpy(tags.astype(bool).toarray())
     rng = np.random.default_rng(seed)
     curve = []
     for epoch in progress(range(1, epochs + 1)):
@@ -113,24 +127,18 @@ def train(
         losses = []
         order = rng.permutation(len(x))
         for batch in np.split(order, np.arange(batch_size, len(order), batch_size)):
-            y = torch.from_numpy(_dense(tags[batch])).to(device)
-            loss = tag_loss(net(x[batch].to(device)), y)
+            loss = tag_loss(net(x[batch].to(device)), y[batch].to(device, torch.float32))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            losses.append(loss.item())
-        row = {"epoch": epoch, "training": float(np.mean(losses))}
+            losses.append(loss.detach())
+        row = {"epoch": epoch, "training": float(torch.stack(losses).mean(dtype=torch.float64))}
         if watch is not None:
             logits = predict(net, watch[0])
-            row["held out"] = float(
-                tag_loss(torch.from_numpy(logits), torch.from_numpy(_dense(watch[1])))
-            )
+            truth = torch.from_numpy(watch[1].toarray()).float()
+            row["held out"] = float(tag_loss(torch.from_numpy(logits), truth))
         curve.append(row)
     return net.eval(), pd.DataFrame(curve)
-
-
-def _dense(tags: sp.csr_matrix) -> np.ndarray:
-    return tags.toarray().astype(np.float32)
 
 
 @torch.no_grad()

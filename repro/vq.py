@@ -8,9 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from sklearn.cluster import MiniBatchKMeans
 
-_BLOCK_FRAMES = 65_536
+from repro import parallel
+
+_BLOCK_FRAMES = 262_144
+_TASK_FRAMES = 16_384
+_ROWS, _LANES = 4, 16  # frames and codewords whose distances fill the registers
 
 
 @dataclass(frozen=True)
@@ -22,18 +30,134 @@ class Codebook:
     scale: np.ndarray
 
     def assign(self, frames: np.ndarray, nearest: int = 1) -> np.ndarray:
-        """Return each frame's ``nearest`` codewords, n x nearest: least ||c_j||^2 / 2 - x.c_j."""
-        x = torch.from_numpy(((frames - self.offset) / self.scale).astype(np.float32))
-        centres = torch.from_numpy(self.centres)
-        half = (centres**2).sum(1) / 2
-        blocks = []
-        for block in x.split(4096):
-            distance = torch.addmm(half, block, centres.T, alpha=-1)
-            if nearest == 1:  # many times faster than a top-k
-                blocks.append(distance.argmin(1, keepdim=True))
-            else:
-                blocks.append(distance.topk(nearest, largest=False).indices)
-        return torch.cat(blocks).numpy()
+        """Return each frame's ``nearest`` codewords, n x nearest, the closest first.
+
+        Squared distances are taken in float32 about the mean codeword, so that a common offset of
+        frames and codewords costs no digits. Of codewords equally far the first counts.
+        """
+        middle = self.centres.mean(0)
+        centres = self.centres - middle
+        half = ((centres.astype(np.float64) ** 2).sum(1) / 2).astype(np.float32)
+        code = np.empty((len(frames), nearest), np.int64)
+        if nearest == 1:
+            shift = [np.asarray(v, np.float32) for v in (self.offset, self.scale, middle)]
+            tiles, halves = _tiles(centres, half)
+
+            def task(start):
+                part = slice(start, start + _TASK_FRAMES)
+                _closest(frames[part], *shift, tiles, halves, code[part, 0])
+
+            parallel.over(task, range(0, len(frames), _TASK_FRAMES))
+        else:
+            half, matrix = torch.from_numpy(half), torch.from_numpy(centres.T)
+            for start in range(0, len(frames), _TASK_FRAMES):
+                part = slice(start, start + _TASK_FRAMES)
+                x = (frames[part] - self.offset) / self.scale - middle
+                x = torch.from_numpy(x.astype(np.float32))
+                distance = torch.addmm(half, x, matrix, alpha=-1)
+                code[part] = distance.topk(nearest, largest=False).indices
+        return code
+
+    def assign_slowly(self, frames: np.ndarray) -> np.ndarray:
+        """Return each frame's closest codeword from all distances in float64, n x 1."""
+        x = (np.asarray(frames, np.float64) - self.offset) / self.scale
+        return ((x[:, None] - self.centres) ** 2).sum(2).argmin(1)[:, None]
+
+
+def _tiles(centres: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return centres as (tiles, D, ``_LANES``) and ||c||^2 / 2, infinite where padded, flat."""
+    count, dims = centres.shape
+    tiles = -(-count // _LANES)
+    padded = np.zeros((tiles * _LANES, dims), np.float32)
+    padded[:count] = centres
+    halves = np.full(tiles * _LANES, np.inf, np.float32)
+    halves[:count] = half
+    return padded.reshape(tiles, _LANES, dims).transpose(0, 2, 1).ravel(), halves
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _closest(frames, offset, scale, middle, tiles, halves, code):
+    """Write the index of the closest codeword of every frame, _ROWS frames at a time."""
+    dims = len(offset)
+    rows = np.zeros(dims * _ROWS, np.float32)
+    least = np.empty(_ROWS * _LANES, np.float32)
+    tile = np.empty(_ROWS * _LANES, np.int32)
+    for start in range(0, len(frames), _ROWS):
+        n = min(_ROWS, len(frames) - start)
+        for i in range(n):
+            for d in range(dims):
+                x = (frames[start + i, d] - offset[d]) / scale[d] - middle[d]
+                rows[d * _ROWS + i] = -x
+        least[:] = np.inf
+        tile[:] = 0
+        _scan(rows, dims, tiles, halves, len(halves) // _LANES, least, tile)
+        for i in range(n):
+            values = least[i * _LANES : (i + 1) * _LANES]
+            best, found = values.min(), np.int64(len(halves))
+            for lane in range(_LANES):
+                if values[lane] == best:
+                    found = min(found, np.int64(tile[i * _LANES + lane]) * _LANES + lane)
+            code[start + i] = found
+
+
+@intrinsic
+def _scan(typing, rows, dims, tiles, halves, count, least, tile):
+    """For each of _ROWS frames and each lane, keep the least ||c||^2 / 2 - x.c and its tile.
+
+    ``rows`` holds -x, dimension by dimension. Products and minima stay in registers, which the
+    compiler does not find by itself.
+    """
+
+    def generate(context, builder, signature, args):
+        rows, tiles, halves, least, tile = (
+            context.make_array(signature.args[i])(context, builder, args[i]).data
+            for i in (0, 2, 3, 5, 6)
+        )
+        integer, long = ir.IntType(32), ir.IntType(64)
+        reals, integers = ir.VectorType(ir.FloatType(), _LANES), ir.VectorType(integer, _LANES)
+
+        def vector(pointer, place, kind=reals):
+            return builder.bitcast(builder.gep(pointer, [place]), kind.as_pointer())
+
+        def everywhere(value, kind):
+            first = builder.insert_element(kind(ir.Undefined), value, integer(0))
+            return builder.shuffle_vector(first, kind(ir.Undefined), integers(None))
+
+        def slots(pointer, kind):
+            places = [vector(pointer, long(i * _LANES), kind) for i in range(_ROWS)]
+            values = [builder.load(place, align=4) for place in places]
+            return places, [cgutils.alloca_once_value(builder, value) for value in values]
+
+        def add_product(total, d, place, i):
+            x = builder.load(builder.gep(rows, [builder.add(builder.mul(d, long(_ROWS)), long(i))]))
+            c = builder.load(vector(tiles, builder.mul(place, long(_LANES))), align=4)
+            product = builder.fmul(everywhere(x, reals), c, flags=("contract",))
+            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+
+        least, best = slots(least, reals)
+        tile, found = slots(tile, integers)
+        sums = [cgutils.alloca_once(builder, reals) for _ in best]
+        with cgutils.for_range(builder, args[4]) as turn:
+            half = builder.load(vector(halves, builder.mul(turn.index, long(_LANES))), align=4)
+            for total in sums:
+                builder.store(half, total)
+            with cgutils.for_range(builder, args[1]) as d:
+                place = builder.add(builder.mul(turn.index, args[1]), d.index)
+                for i, total in enumerate(sums):
+                    add_product(total, d.index, place, i)
+            index = everywhere(builder.trunc(turn.index, integer), integers)
+            for total, slot, owner in zip(sums, best, found, strict=True):
+                value, before = builder.load(total), builder.load(slot)
+                less = builder.fcmp_ordered("<", value, before)
+                builder.store(builder.select(less, value, before), slot)
+                builder.store(builder.select(less, index, builder.load(owner)), owner)
+        for places, values in ((least, best), (tile, found)):
+            for place, value in zip(places, values, strict=True):
+                builder.store(builder.load(value), place, align=4)
+        return context.get_dummy_value()
+
+    n = types.int64
+    return types.void(rows, n, tiles, halves, n, least, tile), generate
 
 
 def codebook_tracks(track_ids, hotness, n: int, seed: int) -> np.ndarray:
@@ -77,7 +201,7 @@ def learn_codebook(
     frames = np.asarray(frames, dtype=np.float32)
     if len(frames) < codewords:
         raise ValueError(f"{len(frames)} frames cannot fill {codewords} codewords")
-    if not np.isfinite(frames).all():
+    if not np.isfinite([frames.min(), frames.max()]).all():
         raise ValueError("frames must be finite")
     dims = frames.shape[1]
     offset, scale = np.zeros(dims, np.float32), np.ones(dims, np.float32)
@@ -85,6 +209,7 @@ def learn_codebook(
         offset = frames.mean(0, dtype=np.float64).astype(np.float32)
         scale = frames.std(0, dtype=np.float64).astype(np.float32)
         scale[scale == 0] = 1.0
+        frames = (frames - offset) / scale
     kmeans = MiniBatchKMeans(
         codewords,
         batch_size=min(8192, len(frames)),
@@ -92,7 +217,8 @@ def learn_codebook(
         max_no_improvement=None,
         n_init=1,
         random_state=seed,
-    ).fit((frames - offset) / scale)
+        compute_labels=False,
+    ).fit(frames)
     return Codebook(kmeans.cluster_centers_.astype(np.float32), offset, scale)
 
 
@@ -128,9 +254,11 @@ def histograms(
 
     def count():
         code = codebook.assign(np.concatenate(pending), nearest).ravel()
-        row = np.repeat(np.arange(len(pending)), [nearest * len(frames) for frames in pending])
+        ends = np.cumsum([0, *(nearest * len(frames) for frames in pending)])
         shape = (len(pending), len(codebook.centres))
-        parts.append(sp.coo_matrix((np.ones(len(code), np.int32), (row, code)), shape).tocsr())
+        part = sp.csr_matrix((np.ones(len(code), np.int32), code, ends), shape)
+        part.sum_duplicates()
+        parts.append(part)
         pending.clear()
 
     for track in progress(track_ids):

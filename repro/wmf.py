@@ -23,8 +23,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from scipy.linalg import cho_solve
 
-_BATCH_FLOATS = 2**21  # of gathered factors a batch: stays in cache on a CPU, fills a GPU
+from repro import als, parallel
 
 
 def log_surplus(plays: sp.csr_matrix, alpha: float, eps: float, binarise: bool = True):
@@ -52,81 +53,6 @@ def log_surplus(plays: sp.csr_matrix, alpha: float, eps: float, binarise: bool =
     return sp.csr_matrix((data, plays.indices, plays.indptr), shape=plays.shape)
 
 
-@dataclass
-class _Rows:
-    """A sparse surplus matrix on the device, its rows cut into batches of like length."""
-
-    indptr: torch.Tensor
-    indices: torch.Tensor
-    surplus: torch.Tensor
-    batches: list[torch.Tensor]
-
-    @classmethod
-    def of(cls, matrix: sp.csr_matrix, factors: int, device: str) -> _Rows:
-        lengths = np.diff(matrix.indptr)
-        order = np.argsort(lengths, kind="stable")
-        order = order[lengths[order] > 0]
-        batches, start = [], 0
-        while start < len(order):
-            # Lengths rise along the order, so the batch's last row sets its padded width.
-            ahead = lengths[order[start : start + _BATCH_FLOATS // factors]]
-            fits = np.arange(1, len(ahead) + 1) * ahead * factors <= _BATCH_FLOATS
-            close = (ahead <= 1.25 * ahead[0] + 4) & ((ahead <= factors) == (ahead[0] <= factors))
-            stop = start + max(1, int(np.count_nonzero(fits & close)))
-            batches.append(torch.from_numpy(order[start:stop].astype(np.int64)).to(device))
-            start = stop
-        return cls(
-            torch.from_numpy(matrix.indptr.astype(np.int64)).to(device),
-            torch.from_numpy(matrix.indices.astype(np.int64)).to(device),
-            torch.from_numpy(matrix.data.astype(np.float32)).to(device),
-            batches,
-        )
-
-
-def _solve(fixed: torch.Tensor, rows: _Rows, ridge: float, prior: torch.Tensor | None, n: int):
-    """Solve eq. (1), or eq. (2) when ``prior`` is given, for all ``n`` rows at once.
-
-    The shared matrix ``A = Y'Y + ridge I = L L'`` is factorised once, in float64. In the whitened
-    factors ``Y L^-T`` a row's system is ``I + Y_u' S_u Y_u``, with eigenvalues between 1 and the
-    highest confidence, which float32 solves safely whatever the ridge. Rows with at most K plays
-    are solved in their dual (Woodbury) form, a system as large as the row.
-    """
-    k = fixed.shape[1]
-    eye = torch.eye(k, dtype=torch.float64, device=fixed.device)
-    exact = fixed.double()
-    chol = torch.linalg.cholesky(exact.T @ exact + ridge * eye)
-    unwhiten = torch.linalg.solve_triangular(chol, eye, upper=False)  # L^-1
-    white = (exact @ unwhiten.T).float()
-    z = torch.zeros(n, k, device=fixed.device)
-    if prior is not None:
-        z = (ridge * prior.double() @ unwhiten.T).float()
-    for batch in rows.batches:
-        start = rows.indptr[batch]
-        length = rows.indptr[batch + 1] - start
-        width = int(length.max())
-        place = torch.arange(width, device=fixed.device)
-        mask = place < length[:, None]
-        entry = torch.where(mask, start[:, None] + place, start[:, None])
-        y = white[rows.indices[entry]]
-        root = torch.where(mask, rows.surplus[entry], 0.0).sqrt()
-        n_row = z[batch]
-        ys = y * root[:, :, None]
-        if width <= k:
-            target = torch.where(mask, root + 1.0 / root.clamp_min(1e-30), 0.0)
-            target = target - (ys @ n_row[:, :, None])[:, :, 0]
-            gram = ys @ ys.transpose(1, 2)
-            gram.diagonal(dim1=1, dim2=2).add_(1.0)
-            dual = torch.cholesky_solve(target[:, :, None], torch.linalg.cholesky(gram))
-            z[batch] = n_row + (ys.transpose(1, 2) @ dual)[:, :, 0]
-        else:
-            confidence = torch.where(mask, 1.0 + root * root, 0.0)
-            gram = ys.transpose(1, 2) @ ys
-            gram.diagonal(dim1=1, dim2=2).add_(1.0)
-            rhs = n_row[:, :, None] + y.transpose(1, 2) @ confidence[:, :, None]
-            z[batch] = torch.cholesky_solve(rhs, torch.linalg.cholesky(gram))[:, :, 0]
-    return (z.double() @ unwhiten).float()
-
-
 class ContentPrior:
     """The map from features to the prior mean of the song factors, eq. (3), in float64.
 
@@ -140,36 +66,48 @@ class ContentPrior:
         paper's eq. (3) has none.
     """
 
-    def __init__(self, features, lambda_w: float, bias: bool, device: str = "cpu"):
+    def __init__(self, features, lambda_w: float, bias: bool):
         self.lambda_w, self.bias = lambda_w, bias
-        h = torch.as_tensor(np.asarray(features, dtype=np.float32), device=device)
-        if bias:
-            h = torch.cat([h, torch.ones(len(h), 1, device=device)], dim=1)
-        self.features = h
-        self.penalty = torch.ones(h.shape[1], dtype=torch.float64, device=device)
+        h = np.asarray(features, dtype=np.float32)
+        self.features = np.column_stack([h, np.ones(len(h), np.float32)]) if bias else h
+        self.penalty = np.ones(self.features.shape[1])
         if bias:
             self.penalty[-1] = 0.0
-        gram = torch.zeros(h.shape[1], h.shape[1], dtype=torch.float64, device=device)
-        for block in h.split(8192):  # never a float64 copy of all features
-            gram += block.double().T @ block.double()
-        self._chol = torch.linalg.cholesky(gram + lambda_w * torch.diag(self.penalty))
+        gram = self._sum(lambda h, _: h.T @ h)
+        factor = np.linalg.cholesky(gram + lambda_w * np.diag(self.penalty))
+        self._inverse = cho_solve((factor, True), np.eye(len(gram)))
+
+    def _sum(self, product, beta=None) -> np.ndarray:
+        """Add up ``product`` over blocks of songs in float64, never a copy of all features."""
+
+        def part(begin):
+            block = slice(begin, begin + 2048)
+            h = self.features[block].astype(np.float64)
+            return product(h, None if beta is None else beta[block].astype(np.float64))
+
+        return sum(parallel.over(part, range(0, len(self.features), 2048)))
 
     def solve(self, beta: torch.Tensor) -> torch.Tensor:
         """Return the W of eq. (3) for the song factors ``beta``."""
-        rhs = torch.zeros(
-            self.features.shape[1], beta.shape[1], dtype=torch.float64, device=beta.device
-        )
-        for h, b in zip(self.features.split(8192), beta.split(8192), strict=True):
-            rhs += h.double().T @ b.double()
-        return torch.cholesky_solve(rhs, self._chol).float()
+        right = self._sum(lambda h, b: h.T @ b, beta.cpu().numpy())
+        with parallel.one_blas_thread():
+            w = self._inverse @ right
+        return torch.from_numpy(w.astype(np.float32)).to(beta.device)
 
     def mean(self, w: torch.Tensor) -> torch.Tensor:
         """Return the prior means ``W h_i``, items x K."""
-        return self.features @ w
+        out = np.empty((len(self.features), w.shape[1]), np.float32)
+
+        def multiply(begin):
+            block = slice(begin, begin + 2048)
+            np.matmul(self.features[block], w.cpu().numpy(), out=out[block])
+
+        parallel.over(multiply, range(0, len(out), 2048))
+        return torch.from_numpy(out).to(w.device)
 
     def ridge(self, w: torch.Tensor) -> float:
         """Return the penalised squared norm of W."""
-        return float((self.penalty[:, None] * w.double() ** 2).sum())
+        return float((self.penalty[:, None] * w.cpu().numpy().astype(np.float64) ** 2).sum())
 
 
 def cold_factors(features, w: np.ndarray) -> np.ndarray:
@@ -243,6 +181,7 @@ def fit(
     sweeps: int = 10,
     seed: int = 0,
     device: str = "cpu",
+    steps: int | None = None,
     trace: bool = False,
     validate: Callable[[np.ndarray, np.ndarray], dict] | None = None,
 ) -> Factors:
@@ -261,6 +200,9 @@ def fit(
         K.
     lambda_theta, lambda_beta, lambda_w, bias
         Precisions of the priors; see :class:`ContentPrior` for the last two.
+    steps : int, optional
+        Solve a row approximately, by so many steps of conjugate gradients (2 or 3 do) that set
+        out from its value in the last sweep; exactly when absent.
     trace : bool
         Record the objective after every half-step.
     validate : callable, optional
@@ -273,16 +215,18 @@ def fit(
     n_users, n_items = surplus.shape
     if features is not None and len(features) != n_items:
         raise ValueError(f"features have {len(features)} rows for {n_items} items")
+    if surplus.nnz and surplus.data.min() <= 0:
+        raise ValueError("the surplus of every stored pair must be positive")
     if min(lambda_theta, lambda_beta) <= 0:
         raise ValueError("lambda_theta and lambda_beta must be positive")
     start = np.random.default_rng(seed).standard_normal((n_users, factors)) * 0.01
     theta = torch.from_numpy(start.astype(np.float32)).to(device)
     beta = torch.zeros(n_items, factors, device=device)
-    by_user = _Rows.of(surplus, factors, device)
-    by_item = _Rows.of(surplus.T.tocsr(), factors, device)
+    by_user = als.Rows.of(surplus, factors, device)
+    by_item = als.Rows.of(surplus.T.tocsr(), factors, device)
     prior = w = None
     if features is not None:
-        prior = ContentPrior(features, lambda_w, bias, device)
+        prior = ContentPrior(features, lambda_w, bias)
         w = torch.zeros(prior.features.shape[1], factors, device=device)
     history = []
 
@@ -293,9 +237,9 @@ def fit(
 
     for sweep in range(1, sweeps + 1):
         mean = None if prior is None else prior.mean(w)
-        beta = _solve(theta, by_item, lambda_beta, mean, n_items)
+        beta = als.solve(theta, by_item, lambda_beta, mean, beta, steps)
         note(sweep, "items")
-        theta = _solve(beta, by_user, lambda_theta, None, n_users)
+        theta = als.solve(beta, by_user, lambda_theta, None, theta, steps)
         note(sweep, "users")
         if prior is not None:
             w = prior.solve(beta)

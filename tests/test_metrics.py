@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,15 +116,50 @@ def test_metrics_equal_the_slow_version(ranking):
     pd.testing.assert_frame_equal(found, expected, check_names=False, check_index_type=False)
 
 
-def test_ranks_are_those_of_sorting_when_the_users_do_not_fit_one_block():
+@given(rankings())
+@settings(deadline=None, max_examples=50)
+def test_ranks_equal_those_of_sorting(ranking):
+    assert np.array_equal(metrics.heldout_ranks(*ranking), metrics.ranks_slowly(*ranking))
+
+
+@pytest.mark.parametrize("k", [1, 4, 101])
+def test_ranks_are_those_of_sorting_when_neither_users_nor_items_fit_one_block(k):
     rng = np.random.default_rng(1)
-    part = rng.choice(3, (3000, 1500), p=[0.99, 0.005, 0.005])
+    part = rng.choice(3, (900, 1500), p=[0.99, 0.005, 0.005])
+    part[5] = 0
+    part[6] = 1
     heldout, exclude = (sp.csr_matrix((part == p) * 1) for p in (1, 2))
-    theta, beta = rng.integers(-3, 4, (3000, 4)), rng.integers(-3, 4, (1500, 4))
-    order = np.argsort(-np.where(part == 2, -(10**6), theta @ beta.T), axis=1, kind="stable")
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(1500)[None], axis=1)
-    assert np.array_equal(metrics.heldout_ranks(theta, beta, heldout, exclude), rank[part == 1])
+    theta, beta = rng.standard_normal((900, k)), rng.standard_normal((1500, k))
+    beta[700:900] = beta[:200]  # equal items in different tiles
+    ranking = theta, beta, heldout, exclude
+    assert np.array_equal(metrics.heldout_ranks(*ranking), metrics.ranks_slowly(*ranking))
+
+
+def test_scores_that_float32_cannot_tell_apart_are_ranked_all_the_same():
+    rng = np.random.default_rng(2)
+    theta = rng.standard_normal((40, 60)).astype(np.float32)
+    beta = np.repeat(rng.standard_normal((1, 60)).astype(np.float32), 1200, axis=0)
+    beta = np.nextafter(beta, rng.choice([-np.inf, 0, np.inf], beta.shape).astype(np.float32))
+    heldout = sp.csr_matrix((rng.random((40, 1200)) < 0.02) * 1)
+    assert len(np.unique(beta @ theta[0])) < len(np.unique(beta @ theta[0].astype(float))) / 2
+    found, expected = (
+        metrics.heldout_ranks(theta, beta, heldout),
+        metrics.ranks_slowly(theta, beta, heldout),
+    )
+    # Sums of float64 differ in their last place with the order, and some of these by no more.
+    assert (np.abs(found - expected) <= 1).all() and (found == expected).mean() > 0.99
+
+
+def test_number_of_threads_changes_no_rank():
+    rng = np.random.default_rng(3)
+    ranking = rng.standard_normal((700, 9)), rng.standard_normal((600, 9))
+    heldout, before = sp.csr_matrix((rng.random((700, 600)) < 0.01) * 1), torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(metrics.heldout_ranks(*ranking, heldout))
+    torch.set_num_threads(before)
+    assert np.array_equal(*found)
 
 
 def test_random_scores_find_what_chance_finds():

@@ -110,6 +110,42 @@ def test_dropout_acts_in_training_only(songs):
     assert torch.allclose(thinned[active][kept], 2 * whole[active][kept])
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
+def test_units_are_dropped_at_the_rate_asked_one_by_one(rate):
+    torch.manual_seed(0)
+    kept = tagging._kept(torch.empty(1001, 501), rate).double()
+    sigma = np.sqrt(rate * (1 - rate))
+    assert float(kept.mean()) == pytest.approx(1 - rate, abs=4 * sigma / np.sqrt(kept.numel()))
+    assert np.allclose(kept.mean(0), 1 - rate, atol=6 * sigma / np.sqrt(1001))
+    assert np.allclose(kept.mean(1), 1 - rate, atol=6 * sigma / np.sqrt(501))
+    for other in (kept[:, 1:], kept[1:, :-1]):  # neighbours, in the example and across examples
+        together = (kept[: len(other), : other.shape[1]] * other).mean()
+        assert float(together) == pytest.approx((1 - rate) ** 2, abs=0.005)
+
+
+def test_a_step_is_adagrads_on_the_gradient_of_the_loss(songs):
+    histograms, tags = songs[0][:16], songs[1][:16]
+    settings = {"hidden": (30, 20), "batch_size": 16, "dropout": 0.0}
+    before, _ = tagging.train(histograms, tags, epochs=0, **settings)
+    after, _ = tagging.train(histograms, tags, epochs=1, **settings)
+    y = torch.from_numpy(tags.toarray()).double()
+    x, weights = torch.from_numpy(histograms).double(), []
+    for layer in [*before.layers, before.output]:
+        weights.append((layer.weight.detach().double(), layer.bias.detach().double()))
+        for w in weights[-1]:
+            w.requires_grad_()
+    for weight, bias in weights[:-1]:
+        x = torch.relu(x @ weight.T + bias)
+    logits = x @ weights[-1][0].T + weights[-1][1]
+    (-(y * logits.sigmoid().log() + (1 - y) * (-logits).sigmoid().log())).mean().backward()
+    for layer, pair in zip([*after.layers, after.output], weights, strict=True):
+        for found, w in zip((layer.weight, layer.bias), pair, strict=True):
+            big = w.grad.abs() > 1e-6  # AdaGrad's first step is the gradient's sign, nearly
+            expected = w - 0.01 * w.grad / (w.grad.abs() + 1e-10)
+            assert torch.allclose(found[big].double(), expected[big], rtol=1e-5, atol=1e-7)
+            assert big.any()
+
+
 def test_scaled_inputs_have_mean_length_one(songs):
     net, _ = tagging.train(*songs, scale_input=True, **SMALL)
     assert np.linalg.norm(songs[0] * net.scale.item(), axis=1).mean() == pytest.approx(1, rel=1e-5)

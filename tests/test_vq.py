@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 from repro import vq
 
@@ -33,6 +34,81 @@ def test_assign_finds_the_nearest_codeword(tracks, book):
     frames = np.concatenate(list(tracks.values()))
     assert np.array_equal(book.assign(frames).ravel(), nearest(frames, book.centres))
     assert len(np.unique(book.assign(frames))) > 8
+
+
+def squared(frames, centres):
+    """Return all squared distances in float64."""
+    return ((frames.astype(float)[:, None] - centres.astype(float)) ** 2).sum(2)
+
+
+def plain(centres):
+    dims = centres.shape[1]
+    return vq.Codebook(centres, np.zeros(dims, np.float32), np.ones(dims, np.float32))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, vq._TASK_FRAMES + 1])
+@pytest.mark.parametrize("codewords", [1, 3, vq._LANES, vq._LANES + 1, 1024])
+@pytest.mark.parametrize("dims", [1, 4, 10, 12, 16])
+def test_assign_agrees_with_float64_distances(n, codewords, dims):
+    rng = np.random.default_rng(n + codewords + dims)
+    spread = 60.0 / np.arange(1, dims + 1)
+    frames, centres = (
+        (rng.standard_normal((size, dims)) * spread + 40).astype(np.float32)
+        for size in (n, codewords)
+    )
+    code = plain(centres).assign(frames)
+    assert code.shape == (n, 1)
+    distance = squared(frames, centres)
+    chosen = np.take_along_axis(distance, code, axis=1).ravel()
+    scale = (spread**2).sum()
+    assert (chosen <= distance.min(1, initial=np.inf) + 1e-6 * scale).all()
+    assert (code.ravel() == distance.argmin(1)).mean() > 0.99 if n else True
+
+
+def test_assign_takes_any_array_of_numbers(monkeypatch):
+    rng = np.random.default_rng(1)
+    centres = rng.normal(0, 50, (300, 12)).astype(np.float32)
+    frames = rng.normal(0, 50, (1001, 24)).astype(np.float32)[::-1, ::2]
+    expected = plain(centres).assign_slowly(frames).ravel()
+    assert np.array_equal(plain(centres).assign(frames).ravel(), expected)
+    assert np.array_equal(plain(centres).assign(frames.astype(float)).ravel(), expected)
+    assert np.array_equal(plain(centres).assign(np.asfortranarray(frames)).ravel(), expected)
+    monkeypatch.setattr(vq, "_TASK_FRAMES", 100)
+    assert np.array_equal(plain(centres).assign(frames).ravel(), expected)
+
+
+def test_first_of_equal_codewords_counts():
+    rng = np.random.default_rng(2)
+    once = rng.normal(0, 50, (200, 12)).astype(np.float32)
+    frames = np.concatenate([once, rng.normal(0, 50, (300, 12)).astype(np.float32)])
+    expected = squared(frames, once).argmin(1)
+    code = plain(np.concatenate([once, once, once])).assign(frames).ravel()
+    assert np.array_equal(code, expected)
+    assert np.array_equal(code[:200], np.arange(200))
+
+
+def test_distance_from_the_origin_costs_no_digits():
+    rng = np.random.default_rng(3)
+    centres = (rng.normal(0, 1, (500, 12)) + 3000).astype(np.float32)
+    frames = (rng.normal(0, 1, (2000, 12)) + 3000).astype(np.float32)
+    assert np.array_equal(plain(centres).assign(frames).ravel(), squared(frames, centres).argmin(1))
+
+
+def test_frames_that_are_not_finite_get_some_codeword():
+    frames = np.ones((4, 12), np.float32)
+    frames[0, 3], frames[1, 0], frames[2, 5] = np.nan, np.inf, -np.inf
+    code = plain(np.eye(12, dtype=np.float32)).assign(frames)
+    assert ((code >= 0) & (code < 12)).all()
+
+
+def test_threads_change_nothing(book):
+    frames = np.random.default_rng(4).normal(0, 30, (10_000, 5)).astype(np.float32)
+    found, threads = [], torch.get_num_threads()
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        found.append(book.assign(frames))
+    torch.set_num_threads(threads)
+    assert np.array_equal(*found)
 
 
 def test_assign_standardises_first():

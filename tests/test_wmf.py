@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro import metrics, wmf
+from repro import als, metrics, wmf
 
 ALPHA, EPS = 2.0, 1e-6
 RIDGES = {"lambda_theta": 2.0, "lambda_beta": 5.0}
@@ -71,6 +71,7 @@ SHAPES = {
     "one factor": (plays_of(MANY, 40), 1),
     "more factors than users": (plays_of([3, 1, 0, 8], 12), 16),
     "one pair in all": (sp.csr_matrix(([1], ([2], [1])), (4, 3)), 3),
+    "rows of several strips": (plays_of([64, 65, 130, 3] + [20] * 26, 200), 7),
     "duplicate users": (sp.vstack([plays_of([4], 9)] * 6 + [plays_of([9], 9)], "csr"), 4),
 }
 
@@ -94,21 +95,90 @@ def test_rows_are_weighted_least_squares(shape, content, ridge):
     assert apart(second.theta, rows(second.beta, surplus, ridge)) < near
 
 
-@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(2, 14), st.integers(1, 14))
-@settings(deadline=None, max_examples=25)
-def test_rows_of_any_shape_are_weighted_least_squares(seed, k, n_items, n_users):
-    lengths = np.random.default_rng(seed).integers(0, n_items + 1, n_users)
-    surplus = wmf.log_surplus(plays_of(lengths, n_items, seed, most=9), ALPHA, EPS, binarise=False)
-    fitted = wmf.fit(surplus, factors=k, sweeps=1, seed=seed, **RIDGES)
-    assert apart(fitted.theta, rows(fitted.beta, surplus, 2.0)) < 1e-5
+def solved(fixed, surplus, ridge, mean=None, start=None, steps=None):
+    """Return what the fast solver makes of numpy arrays."""
+    fixed, mean, start = (
+        None if x is None else torch.from_numpy(np.asarray(x, np.float32))
+        for x in (fixed, mean, start)
+    )
+    rows = als.Rows.of(surplus, fixed.shape[1])
+    return als.solve(fixed, rows, ridge, mean, start, steps).numpy()
 
 
-def test_small_batches_change_nothing(monkeypatch):
-    surplus = wmf.log_surplus(plays_of(MANY, 40), ALPHA, EPS)
-    whole = wmf.fit(surplus, factors=5, sweeps=3, **RIDGES)
-    monkeypatch.setattr(wmf, "_BATCH_FLOATS", 40)
-    parts = wmf.fit(surplus, factors=5, sweeps=3, **RIDGES)
-    assert apart(parts.beta, whole.beta) < 1e-5
+def problem(lengths, columns, k, seed):
+    """Return fixed factors, surplus and prior means of rows with so many plays each."""
+    rng = np.random.default_rng(seed)
+    plays = plays_of(lengths, columns, seed, most=9)
+    surplus = wmf.log_surplus(plays, ALPHA, EPS, binarise=False)
+    return rng.standard_normal((columns, k)), surplus, rng.standard_normal((len(lengths), k))
+
+
+def limit(fixed, surplus, ridge):
+    """Bound what each row is summed from: where that cancels, float32 cannot do better."""
+    weight = surplus.copy()
+    weight.data = weight.data + 1
+    return weight @ np.linalg.norm(fixed, axis=1) / (ridge + np.linalg.eigvalsh(fixed.T @ fixed)[0])
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 150), st.integers(1, 14))
+@settings(deadline=None, max_examples=40)
+def test_rows_of_any_shape_are_solved_as_the_slow_way_does(gpu, seed, k, columns, n_rows):
+    lengths = np.random.default_rng(seed).integers(0, columns + 1, n_rows)
+    fixed, surplus, mean = problem(lengths, columns, k, seed)
+    expected = als.solve_slowly(fixed, surplus, 2.0, mean)
+    with pytest.MonkeyPatch.context() as patch:
+        if gpu:
+            patch.setattr(als, "_compiled", lambda device: False)
+            patch.setattr(als, "_BATCH_FLOATS", 64 * k)
+        found = solved(fixed, surplus, 2.0, mean)
+    assert apart(found, expected, limit(fixed, surplus, 2.0)) < 1e-5
+    assert apart(expected, rows(fixed, surplus, 2.0, mean)) < 1e-8
+
+
+def test_a_row_alone_is_solved_to_the_same_bits():
+    fixed, surplus, mean = problem([3, 90, 17, 0, 40, 1, 150, 17], 150, 21, seed=8)
+    whole = solved(fixed, surplus, 2.0, mean)
+    for row in range(8):
+        assert np.array_equal(solved(fixed, surplus[row], 2.0, mean[row : row + 1])[0], whole[row])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_number_of_threads_changes_nothing(threads):
+    fixed, surplus, mean = problem([5, 90, 17, 0, 40] * 40, 150, 21, seed=8)
+    expected, before = solved(fixed, surplus, 2.0, mean), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = solved(fixed, surplus, 2.0, mean)
+    finally:
+        torch.set_num_threads(before)
+    assert apart(found, expected) < 1e-6
+
+
+def test_steps_of_conjugate_gradients_approach_the_solution():
+    fixed, surplus, mean = problem([5, 90, 17, 0, 40, 3] * 4, 150, 21, seed=8)
+    expected = als.solve_slowly(fixed, surplus, 2.0, mean)
+    start = np.random.default_rng(1).standard_normal(expected.shape)
+    gap = [apart(solved(fixed, surplus, 2.0, mean, start, s), expected) for s in (0, 1, 3, 8, 40)]
+    assert gap == sorted(gap, reverse=True)
+    assert gap[0] > 0.1 and gap[-1] < 1e-5
+    assert apart(solved(fixed, surplus, 2.0, mean, expected, 0), expected) < 1e-5
+
+
+def test_approximate_fit_ends_near_the_exact_one():
+    surplus = wmf.log_surplus(plays_of(MANY * 4, 40), ALPHA, EPS)
+    exact, near = (
+        wmf.fit(surplus, features_of(40), factors=6, sweeps=15, trace=True, steps=steps, **RIDGES)
+        for steps in (None, 3)
+    )
+    assert near.history[-1]["objective"] == pytest.approx(exact.history[-1]["objective"], rel=0.02)
+
+
+def test_approximate_solver_on_a_gpu_is_refused(monkeypatch):
+    fixed, surplus, mean = problem([5], 15, 2, seed=8)
+    monkeypatch.setattr(als, "_compiled", lambda device: False)
+    with pytest.raises(ValueError, match="leave steps out on a GPU"):
+        solved(fixed, surplus, 2.0, mean, mean, 2)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -280,6 +350,10 @@ def test_fit_refuses_what_does_not_fit():
     surplus = wmf.log_surplus(plays_of([2], 4), ALPHA, EPS)
     with pytest.raises(ValueError, match="3 rows for 4 items"):
         wmf.fit(surplus, features_of(3), factors=2, **RIDGES)
+    surplus.data[0] = 0.0
+    with pytest.raises(ValueError, match="every stored pair must be positive"):
+        wmf.fit(surplus, factors=2, **RIDGES)
+    surplus.data[0] = 1.0
     for ridges in ({"lambda_theta": 0.0}, {"lambda_beta": -1.0}):
         with pytest.raises(ValueError, match="must be positive"):
             wmf.fit(surplus, factors=2, **(RIDGES | ridges))

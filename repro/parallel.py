@@ -1,0 +1,32 @@
+"""One thread pool for all compiled kernels: they release the GIL and the BLAS stays out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+from threadpoolctl import ThreadpoolController
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()  # looks through all that is loaded: once is enough
+
+
+def one_blas_thread():
+    """Return a context in which NumPy's BLAS has one thread.
+
+    Those that it wakes for a large product go on spinning for a while after it.
+    """
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+def over(task: Callable, chunks: Iterable) -> list:
+    """Return ``task(chunk)`` of every chunk, in order, from ``torch.get_num_threads()`` threads.
+
+    Each result depends on its chunk alone, so the number of threads changes nothing but the time.
+    """
+    with one_blas_thread(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(task, chunks))
