@@ -2,6 +2,7 @@
 # Set up if need be, then bring the results up to date (python -m repro), or run the tests:
 #   ./run_all.sh [--profile NAME] [--only NN] [--from NN] [--force] [--device auto|cpu|cuda] [--list]
 #   ./run_all.sh test [pytest options]
+#   ./run_all.sh benchmarks [NAMES...] [--small]     beside other libraries, in an environment apart
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 root=$PWD
@@ -34,31 +35,37 @@ for requirement in requires("repro"):
 PYTHON
 }
 
-install() { # into .venv; the marker is written last, so that an interrupted install is seen
-  local marker=.venv/installed wanted python
-  wanted="$root $(cat requirements.lock pyproject.toml | cksum)"
-  if [ "$(cat $marker 2>/dev/null)" = "$wanted" ] && .venv/bin/python -c '' 2>/dev/null; then
+install() { # what the lock $2 pins into $1; the marker is written last: an interruption shows
+  local marker=$1/installed wanted python
+  wanted="$root $(cat "$2" pyproject.toml | cksum)"
+  if [ "$(cat "$marker" 2>/dev/null)" = "$wanted" ] && "$1/bin/python" -c '' 2>/dev/null; then
     return
   fi
-  if [ ! -e $marker ] || ! .venv/bin/python -c '' 2>/dev/null; then
+  if [ ! -e "$marker" ] || ! "$1/bin/python" -c '' 2>/dev/null; then
     python=$(find_python)
-    echo "Creating .venv with $("$python" --version)"
-    "$python" -m venv --clear .venv
+    echo "Creating $1 with $("$python" --version)"
+    "$python" -m venv --clear "$1"
   fi
-  rm -f $marker
-  echo "Installing the pinned packages into .venv (a few minutes, the first time)"
+  rm -f "$marker"
+  echo "Installing the pinned packages into $1 (a few minutes, the first time)"
   if [ "$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null; then
     # The CPU build of torch is a tenth of the size. Asked for alone and without patience: where
     # that index cannot be reached, pip goes on with the indexes it knows.
-    pip install --no-deps --retries 0 --timeout 15 \
-      --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' requirements.lock)"
+    pip "$1" --no-deps --retries 0 --timeout 15 \
+      --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' "$2")"
   fi
-  pip install -r requirements.lock
-  pip install --no-deps --no-build-isolation --editable .
-  echo "$wanted" >$marker
+  pip "$1" -r "$2"
+  pip "$1" --no-deps --no-build-isolation --editable .
+  echo "$wanted" >"$marker"
 }
 
-pip() { .venv/bin/python -m pip -qq --disable-pip-version-check "$@"; }
+pip() { "$1/bin/python" -m pip -qq --disable-pip-version-check install "${@:2}"; }
+
+if [ "${1:-}" = benchmarks ]; then
+  shift
+  install .venv-benchmarks benchmarks/requirements.lock
+  exec .venv-benchmarks/bin/python -u -m benchmarks "$@"
+fi
 
 python=""
 active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
@@ -70,7 +77,7 @@ if [ -n "$active" ]; then
   fi
 fi
 if [ -z "$python" ]; then
-  install
+  install .venv requirements.lock
   python=$root/.venv/bin/python
 fi
 
