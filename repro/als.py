@@ -22,20 +22,18 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 import torch
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from scipy.linalg import solve_triangular
 
 from repro import parallel
+from repro.vectors import LANES, Vectors, aligned, prefetch
 
 _CHUNKS = 64  # of rows; more than threads, so that none waits long for the last
+_PANEL = 8  # rows of a system made at a time: their sums fill the registers
 _STRIP = 64  # plays of a long row taken at a time: their factors stay in the nearest cache
-_LANES = 16
 _AHEAD = 8  # plays whose factors are asked for before their turn
 _BATCH_FLOATS = 2**24  # of gathered factors in a batch on a GPU
-_FAST = {"reassoc", "contract", "nsz", "arcp"}  # lets sums be vectorised; NaN stays NaN
 
 
 def solve_slowly(fixed, surplus: sp.csr_matrix, ridge: float, prior=None) -> np.ndarray:
@@ -144,7 +142,7 @@ def _solve_chunks(fixed, rows: Rows, ridge, prior, start, steps) -> np.ndarray:
     grams = parallel.over(lambda block: _gram(y[block].astype(np.float64)), blocks)
     lower = np.linalg.cholesky(sum(grams, ridge * np.eye(k)))
     inverse = solve_triangular(lower, np.eye(k), lower=True)
-    white = np.zeros((len(y), k + -k % 8), np.float32)  # whole vectors of eight
+    white = aligned(len(y), k + -k % LANES)
 
     def whiten(block):
         white[block, :k] = y[block] @ inverse.T
@@ -154,15 +152,18 @@ def _solve_chunks(fixed, rows: Rows, ridge, prior, start, steps) -> np.ndarray:
 
     def solve_chunk(chunk):
         chunk = chunk.numpy()
-        z = np.zeros((len(chunk), white.shape[1]), np.float32)
+        longest = int((plays[0][chunk + 1] - plays[0][chunk]).max())
+        z = aligned(len(chunk), white.shape[1])
         if prior is not None:
             z[:, :k] = ridge * prior.numpy()[chunk] @ inverse.T
         if steps is None:
-            _solve_rows(chunk, *plays, white, z, k)
+            _solve_rows(chunk, *plays, white, z, k, *_room(longest, k))
         else:
             mean = z.copy()
             z[:, :k] = start.numpy()[chunk] @ lower
-            _step_rows(chunk, *plays, white, z, mean, steps)
+            width, most = white.shape[1], longest + LANES
+            room = [aligned(1, n)[0] for n in (most * width, most, most)] + [aligned(4, width)]
+            _step_rows(chunk, *plays, white, z, mean, steps, *room)
         x[chunk] = z[:, :k] @ inverse
 
     parallel.over(solve_chunk, rows.chunks)
@@ -173,265 +174,313 @@ def _gram(y):
     return y.T @ y
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def _solve_rows(rows, indptr, indices, root, white, z, k):
-    """Replace the prior means in ``z``, one for each of the listed rows, by the solutions."""
-    width = white.shape[1]
-    longest = 0
-    for row in rows:
-        longest = max(longest, indptr[row + 1] - indptr[row])
-    side = min(longest, k) + 6
-    gathered = np.zeros(max(_STRIP * (k + 2 * _LANES), side * width), np.float32)
-    work = np.zeros((2, side * (side + 2 * _LANES)), np.float32)
-    for turn in range(len(rows)):
-        if turn + 1 < len(rows):  # the next row's factors come in while this one is solved
-            first = indptr[rows[turn + 1]]
-            for place in range(first, min(first + _STRIP, indptr[rows[turn + 1] + 1])):
-                _prefetch_row(white, indices[place])
-        row, x = rows[turn], z[turn]
-        plays = slice(indptr[row], indptr[row + 1])
-        length = indptr[row + 1] - indptr[row]
-        n = min(length, k)
-        stride = n + 1 + _LANES + -(n + 1) % _LANES
-        system = work[0, : (n + 6) * stride].reshape(n + 6, stride)
-        scaled = work[1, : (n + 6) * stride].reshape(n + 6, stride)
-        system[:] = 0
-        if length <= k:
-            g = gathered[: (n + 3) * width].reshape(n + 3, width)
-            _short_system(indices[plays], root[plays], white, x, g, system)
-            _eliminate(system, scaled, n)
-            for place in range(length):
-                scale = system[place, n]
-                for c in range(width):
-                    x[c] += scale * g[place, c]
-        else:
-            g = gathered[: _STRIP * stride].reshape(_STRIP, stride)
-            _long_system(indices[plays], root[plays], white, x, g, system)
-            _eliminate(system, scaled, n)
-            x[:k] = system[:k, k]
-
-
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def _short_system(indices, root, white, mean, g, system):
-    """Write I + G G' and, as one more column, its right-hand side into ``system``."""
-    n, width = len(indices), white.shape[1]
-    for place in range(n):
-        v = white[indices[place]]
-        scale = root[place]
-        for c in range(width):
-            g[place, c] = scale * v[c]
-        system[place, place] = 1
-        system[place, n] = scale + 1 / scale
-    for c in range(width):
-        g[n, c] = -mean[c]
-        g[n + 1, c] = 0
-        g[n + 2, c] = 0
-    for i in range(0, n, 3):
-        for j in range(i, n + 1, 3):
-            s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = np.float32(0)
-            for c in range(width):
-                a0, a1, a2 = g[i, c], g[i + 1, c], g[i + 2, c]
-                b0, b1, b2 = g[j, c], g[j + 1, c], g[j + 2, c]
-                s00 += a0 * b0
-                s01 += a0 * b1
-                s02 += a0 * b2
-                s10 += a1 * b0
-                s11 += a1 * b1
-                s12 += a1 * b2
-                s20 += a2 * b0
-                s21 += a2 * b1
-                s22 += a2 * b2
-            system[i, j] += s00
-            system[i, j + 1] += s01
-            system[i, j + 2] += s02
-            system[i + 1, j] += s10
-            system[i + 1, j + 1] += s11
-            system[i + 1, j + 2] += s12
-            system[i + 2, j] += s20
-            system[i + 2, j + 1] += s21
-            system[i + 2, j + 2] += s22
-
-
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def _long_system(indices, root, white, mean, g, system):
-    """Write I + G'G and, as one more column, its right-hand side into ``system``."""
-    k, stride = len(system) - 6, system.shape[1]
-    g[:, k:] = 0
-    for i in range(k):
-        system[i, i] = 1
-        system[i, k] = mean[i]
-    flat, target = g.reshape(g.size), system.reshape(system.size)
-    for begin in range(0, len(indices), _STRIP):
-        depth = min(_STRIP, len(indices) - begin)
-        for place in range(depth):
-            if begin + place + _AHEAD < len(indices):
-                _prefetch_row(white, indices[begin + place + _AHEAD])
-            v = white[indices[begin + place]]
-            scale = root[begin + place]
-            for c in range(k):
-                g[place, c] = scale * v[c]
-            g[place, k] = scale + 1 / scale
-        for i in range(0, k, 6):
-            for j in range(i, k + 1, _LANES):
-                _add_product(flat[i:], stride, flat[j:], stride, depth, target[i * stride + j :])
-
-
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def _eliminate(system, scaled, n):
-    """Solve the ``n`` equations whose upper triangle and right-hand side are in ``system``.
-
-    A Cholesky factorisation without roots, M = U' D^-1 U, six rows at a time; ``scaled`` takes
-    -D^-1 U. The solution takes the place of the right-hand side.
-    """
-    stride = system.shape[1]
-    flat, minus = system.reshape(system.size), scaled.reshape(scaled.size)
-    for i in range(0, n, 6):
-        for j in range(i, n + 1, _LANES):
-            _add_product(minus[i:], stride, flat[j:], stride, i, flat[i * stride + j :])
-        for row in range(i, min(i + 6, n)):
-            done, minus_l = system[row, i : n + 1], scaled[row, i : n + 1]
-            inverse = 1 / system[row, row]
-            for c in range(len(done)):
-                minus_l[c] = -inverse * done[c]
-            for below in range(row + 1, min(i + 6, n)):
-                rest, share = system[below, i : n + 1], scaled[row, below]
-                for c in range(len(rest)):
-                    rest[c] += share * done[c]
-    x = system[:n, n]
-    for row in range(n):
-        x[row] = -scaled[row, n]
-    for row in range(n - 1, 0, -1):
-        for above in range(row):
-            x[above] += scaled[above, row] * x[row]
+def _room(longest: int, k: int) -> list[np.ndarray]:
+    """Return space for the gathered factors, a system, its multiples and its solution."""
+    side = min(longest, k)
+    gathered = max((side + LANES) * (k + -k % LANES), _STRIP * _stride(k))
+    system = (side + LANES) * _stride(k)
+    return [aligned(1, n)[0] for n in (gathered, system, system, side + 3 * LANES)]
 
 
 @njit(nogil=True, cache=True)
-def _prefetch_row(array, row):
-    for c in range(0, array.shape[1], 16):
-        _prefetch(array, np.int64(row) * array.shape[1] + c)
+def _stride(side):
+    """Return the length of a system's rows: whole vectors, of an odd number for the cache's sake."""
+    vectors = (side // _PANEL * _PANEL + 2 * LANES - 1) // LANES
+    return (vectors + 1 - vectors % 2) * LANES
+
+
+@njit(nogil=True, cache=True)
+def _solve_rows(rows, indptr, indices, root, white, z, k, g, system, multiples, x):
+    """Replace the prior means in ``z``, one for each of the listed rows, by the solutions."""
+    width = white.shape[1]
+    for turn in range(len(rows)):
+        if turn + 1 < len(rows):  # the next row's factors come in while this one is solved
+            first = indptr[rows[turn + 1]]
+            for play in range(first, min(first + _STRIP, indptr[rows[turn + 1] + 1])):
+                _prefetch_row(white, indices[play])
+        plays = slice(indptr[rows[turn]], indptr[rows[turn] + 1])
+        length = plays.stop - plays.start
+        side = min(length, k)
+        stride = _stride(side)
+        system[: (side + _PANEL) * stride] = 0
+        if length <= k:
+            _short_system(indices[plays], root[plays], white, z[turn], g, system, stride)
+            _eliminate(system, multiples, side, stride, x)
+            for play in range(0, side, LANES):
+                _add_rows(g, play * width, width, x, play, z[turn], width)
+        else:
+            _long_system(indices[plays], root[plays], white, z[turn], g, system, k, stride)
+            _eliminate(system, multiples, side, stride, x)
+            z[turn, :k] = x[:k]
+
+
+@njit(nogil=True, cache=True)
+def _gather(indices, root, white, g, stride):
+    """Write the scaled factors of some plays into the rows of ``g``."""
+    for play in range(len(indices)):
+        if play + _AHEAD < len(indices):
+            _prefetch_row(white, indices[play + _AHEAD])
+        place = indices[play] * white.shape[1]
+        _copy_scaled(white, place, root[play], white.shape[1], g, play * stride)
+
+
+@njit(nogil=True, cache=True)
+def _prefetch_row(white, row):
+    for c in range(0, white.shape[1], 16):
+        prefetch(white, row * white.shape[1] + c)
+
+
+@njit(nogil=True, cache=True)
+def _short_system(indices, root, white, mean, g, system, stride):
+    """Write I + G G' and, as one more column, its right-hand side into ``system``."""
+    n, width = len(indices), white.shape[1]
+    _gather(indices, root, white, g, width)
+    _copy_scaled(mean, 0, np.float32(-1), width, g, n * width)
+    for i in range(0, n, LANES // 4):
+        for j in range(i // 4 * 4, n + 1, 4):
+            at = i * stride + j
+            _dot_tile(g, i * width, width, g, j * width, width, width, system, at, stride)
+    for play in range(n):
+        system[play * stride + play] += 1
+        system[play * stride + n] += root[play] + 1 / root[play]
+
+
+@njit(nogil=True, cache=True)
+def _long_system(indices, root, white, mean, g, system, k, stride):
+    """Write I + G'G and, as one more column, its right-hand side into ``system``."""
+    for i in range(k):
+        system[i * stride + i] = 1
+        system[i * stride + k] = mean[i]
+    for begin in range(0, len(indices), _STRIP):
+        strip = slice(begin, min(begin + _STRIP, len(indices)))
+        _gather(indices[strip], root[strip], white, g, stride)
+        for play in range(strip.start, strip.stop):
+            g[(play - begin) * stride + k] = root[play] + 1 / root[play]
+        for i in range(0, k, _PANEL):
+            for j in range(i, k + 1, LANES):
+                at = i * stride + j
+                _add_product(g, i, g, j, stride, strip.stop - strip.start, system, at)
+
+
+@njit(nogil=True, cache=True)
+def _eliminate(system, multiples, n, stride, x):
+    """Solve the ``n`` equations whose upper triangle and right-hand side are in ``system``.
+
+    A Cholesky factorisation without roots, M = U' D^-1 U, a panel of rows at a time; ``multiples``
+    takes -D^-1 U, but -D^-1 on its diagonal. The solution goes to ``x``, followed by zeros.
+    """
+    for i in range(0, n, _PANEL):
+        own = i * stride + i
+        for j in range(i, n + 1, LANES):
+            at = i * stride + j
+            _add_product(multiples, i, system, j, stride, i, system, at)
+            if j == i:
+                _finish_first(system, multiples, stride, own, at)
+            else:
+                _finish_next(system, multiples, stride, own, at)
+    end = -(-n // LANES) * LANES
+    x[: end + LANES] = 0
+    for i in range(end - LANES, -1, -LANES):
+        after = i + LANES
+        at = i * stride + after
+        _dot_column(multiples, at, stride, x, after, 0, end - after, x, i, 0)
+        for row in range(min(after, n) - 1, i - 1, -1):
+            x[row] -= multiples[row * stride + n]
+            for above in range(i, row):
+                x[above] += multiples[above * stride + row] * x[row]
 
 
 @intrinsic
-def _prefetch(typing, array, place):
-    """Ask for the cache line at ``place`` of ``array``; numba has no word for it."""
+def _copy_scaled(typing, source, source_at, scale, count, out, out_at):
+    """Write ``count`` values of ``source`` times ``scale`` to ``out``."""
 
     def generate(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        ask = builder.module.declare_intrinsic(
-            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        )
-        where = builder.bitcast(builder.gep(data, [args[1]]), byte)
-        builder.call(ask, [where, flag(0), flag(3), flag(1)])  # to read, keep close, data
-        return context.get_dummy_value()
+        v = Vectors(context, builder, signature, args)
+        source, source_at, scale, count, out, out_at = v.args
+        scale = v.everywhere(scale)
+        with v.loop(v.whole(count)) as turn:
+            c = v.times(turn.index, LANES)
+            v.store(v.multiply(scale, v.load(source, source_at, c)), out, out_at, c)
+        return v.done
 
-    return types.void(array, types.int64), generate
+    n = types.int64
+    return types.void(source, n, types.float32, n, out, n), generate
 
 
 @intrinsic
-def _add_product(typing, a, a_stride, b, b_stride, depth, out):
-    """Add A'B to six rows of ``_LANES`` columns of ``out``, which has the stride of ``b``.
+def _add_product(typing, a, a_at, b, b_at, stride, depth, out, out_at):
+    """Add A'B to _PANEL rows of LANES columns of ``out``; A, B and ``out`` have the same stride."""
 
-    The one loop that the compiler does not vectorise by itself: all sums stay in registers.
+    def generate(context, builder, signature, args):
+        v = Vectors(context, builder, signature, args)
+        a, a_at, b, b_at, stride, depth, out, out_at = v.args
+        rows = [v.times(stride, r) for r in range(_PANEL)]
+        sums = v.variables(v.load(out, out_at, row) for row in rows)
+        with v.loop(depth) as turn:
+            begin = builder.mul(turn.index, stride)
+            right = v.load(b, b_at, begin)
+            for r, total in enumerate(sums):
+                v.add_to(total, v.one(a, a_at, begin, r), right)
+        for row, total in zip(rows, sums, strict=True):
+            v.store(builder.load(total), out, out_at, row)
+        return v.done
+
+    n = types.int64
+    return types.void(a, n, b, n, n, n, out, n), generate
+
+
+@intrinsic
+def _add_rows(typing, g, g_at, stride, x, x_at, out, width):
+    """Add the sum of LANES rows of ``g``, each times its value of ``x``, to ``out``."""
+
+    def generate(context, builder, signature, args):
+        v = Vectors(context, builder, signature, args)
+        g, g_at, stride, x, x_at, out, width = v.args
+        weights = [v.one(x, x_at, r) for r in range(LANES)]
+        with v.loop(v.whole(width)) as turn:
+            c = v.times(turn.index, LANES)
+            total = v.load(out, c)
+            for r, weight in enumerate(weights):
+                row = v.load(g, g_at, v.times(stride, r), c)
+                total = v.multiply_add(weight, row, total)
+            v.store(total, out, c)
+        return v.done
+
+    n = types.int64
+    return types.void(g, n, n, x, n, out, n), generate
+
+
+def _dots(rows: int, columns: int):
+    """Return the function that writes the products of so many rows of A and of B, LANES in all."""
+
+    @intrinsic
+    def dots(typing, a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride):
+        def generate(context, builder, signature, args):
+            v = Vectors(context, builder, signature, args)
+            a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride = v.args
+            left = [v.times(a_stride, r) for r in range(rows)]
+            right = [v.times(b_stride, r) for r in range(columns)]
+            sums = v.variables([v.zero] * LANES)
+            with v.loop(v.whole(depth)) as turn:
+                c = v.times(turn.index, LANES)
+                x = [v.load(a, a_at, row, c) for row in left]
+                y = [v.load(b, b_at, row, c) for row in right]
+                for place, total in enumerate(sums):
+                    v.add_to(total, x[place // columns], y[place % columns])
+            parts, size = [builder.load(total) for total in sums], LANES
+            while size > 1:  # two vectors of parts of sums become one of parts half as many
+                size //= 2
+                low = [lane for lane in range(2 * LANES) if lane // size % 2 == 0]
+                high = [lane + size for lane in low]
+                parts = [
+                    builder.fadd(v.pick(*pair, low), v.pick(*pair, high))
+                    for pair in zip(parts[::2], parts[1::2], strict=True)
+                ]
+            if columns == 1:
+                v.store(parts[0], out, out_at)
+            else:
+                for r in range(rows):
+                    row = v.pick(*parts * 2, range(r * columns, (r + 1) * columns))
+                    v.store(row, out, out_at, v.times(stride, r))
+            return v.done
+
+        n = types.int64
+        return types.void(a, n, n, b, n, n, n, out, n, n), generate
+
+    return dots
+
+
+_dot_tile, _dot_column = _dots(LANES // 4, 4), _dots(LANES, 1)
+
+
+def _finish(first: bool):
+    """Return the function that eliminates within LANES columns of a panel.
+
+    The ``first`` are the ones with the panel's own triangle (at ``own``), whose multiples they make.
     """
 
-    def generate(context, builder, signature, args):
-        _, a_stride, _, b_stride, depth, _ = args
-        a, b, out = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2, 5)
-        )
-        integer = ir.IntType(32)
-        vector = ir.VectorType(ir.FloatType(), _LANES)
-        everywhere = ir.VectorType(integer, _LANES)(None)
-        unset = vector(ir.Undefined)
+    @intrinsic
+    def finish(typing, system, multiples, stride, own, at):
+        def generate(context, builder, signature, args):
+            v = Vectors(context, builder, signature, args)
+            system, multiples, stride, own, at = v.args
+            rows = [v.times(stride, r) for r in range(_PANEL)]
+            x = [v.load(system, at, row) for row in rows]
+            for r, row in enumerate(rows):
+                v.store(x[r], system, at, row)
+                if first:
+                    inverse = builder.fdiv(v.number(-1.0), v.lane(x[r], r))
+                    factors = v.multiply(v.everywhere(inverse), x[r])
+                    v.store(factors, multiples, at, row)
+                    v.store(inverse, multiples, at, row, r)
+                else:
+                    v.store(v.multiply(v.one(multiples, own, row, r), x[r]), multiples, at, row)
+                for below in range(r + 1, _PANEL):
+                    if first:
+                        factor = v.everywhere(v.lane(factors, below))
+                    else:
+                        factor = v.one(multiples, own, row, below)
+                    x[below] = v.multiply_add(factor, x[r], x[below])
+            return v.done
 
-        def at(pointer, row, stride):
-            place = builder.mul(row, stride) if stride is not None else row
-            return builder.gep(pointer, [place])
+        n = types.int64
+        return types.void(system, multiples, n, n, n), generate
 
-        def vectors(pointer):
-            return builder.bitcast(pointer, vector.as_pointer())
-
-        rows = [vectors(at(out, ir.IntType(64)(r), b_stride)) for r in range(6)]
-        sums = [cgutils.alloca_once_value(builder, builder.load(row, align=4)) for row in rows]
-        with cgutils.for_range(builder, depth) as loop:
-            left = at(a, loop.index, a_stride)
-            right = builder.load(vectors(at(b, loop.index, b_stride)), align=4)
-            for r, total in enumerate(sums):
-                one = builder.load(at(left, ir.IntType(64)(r), None))
-                same = builder.insert_element(unset, one, integer(0))
-                same = builder.shuffle_vector(same, unset, everywhere)
-                product = builder.fmul(same, right, flags=("contract",))
-                added = builder.fadd(builder.load(total), product, flags=("contract",))
-                builder.store(added, total)
-        for row, total in zip(rows, sums, strict=True):
-            builder.store(builder.load(total), row, align=4)
-        return context.get_dummy_value()
-
-    return types.void(a, types.int64, b, types.int64, types.int64, out), generate
+    return finish
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def _step_rows(rows, indptr, indices, root, white, z, mean, steps):
+_finish_first, _finish_next = _finish(True), _finish(False)
+
+
+@njit(nogil=True, cache=True)
+def _step_rows(rows, indptr, indices, root, white, z, mean, steps, g, target, none, room):
     """Take ``steps`` of conjugate gradients from ``z``, without any row's Gram matrix."""
     width = white.shape[1]
-    residual = np.empty(width, np.float32)
-    way = np.empty(width, np.float32)
-    image = np.empty(width, np.float32)
-    for place, row in enumerate(rows):
-        plays = slice(indptr[row], indptr[row + 1])
-        x = z[place]
-        for c in range(width):
-            residual[c] = mean[place, c] - x[c]
-        _add_plays(indices[plays], root[plays], white, x, 1, -1, residual)
-        norm = np.float32(0)
-        for c in range(width):
-            way[c] = residual[c]
-            norm += residual[c] * residual[c]
+    residual, way, image, weights = room[0], room[1], room[2], room[3]
+    for turn in range(len(rows)):
+        plays = slice(indptr[rows[turn]], indptr[rows[turn] + 1])
+        n = plays.stop - plays.start
+        _gather(indices[plays], root[plays], white, g, width)
+        g[n * width : (n + LANES) * width] = 0
+        target[n : n + LANES] = 0
+        for play in range(n):
+            target[play] = root[plays.start + play] + 1 / root[plays.start + play]
+        x = z[turn]
+        residual[:] = mean[turn] - x
+        _add_misses(g, n, width, x, target, weights, residual)
+        way[:] = residual
+        norm = _inner(residual, residual)
         enough = np.float32(1e-13) * norm  # no float32 residual gets much smaller
         for _ in range(steps):
             if norm <= enough:
                 break
-            image[:] = way
-            _add_plays(indices[plays], root[plays], white, way, 0, 1, image)
-            curvature = np.float32(0)
-            for c in range(width):
-                curvature += way[c] * image[c]
-            length = norm / curvature
-            before, norm = norm, np.float32(0)
+            image[:] = -way
+            _add_misses(g, n, width, way, none, weights, image)
+            length = -norm / _inner(way, image)
             for c in range(width):
                 x[c] += length * way[c]
-                residual[c] -= length * image[c]
-                norm += residual[c] * residual[c]
+                residual[c] += length * image[c]
+            before, norm = norm, _inner(residual, residual)
             for c in range(width):
                 way[c] = residual[c] + norm / before * way[c]
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def _add_plays(indices, root, white, x, target, sign, out):
-    """Add the sum of (target c_i + sign s_i v_i.x) v_i over a row's plays to ``out``."""
-    n = len(indices)
-    for begin in range(0, n, 4):
-        for ahead in range(begin + _AHEAD, min(begin + _AHEAD + 4, n)):
-            _prefetch_row(white, indices[ahead])
-        # The last play fills up the last four, with no weight.
-        i0, i1, i2, i3 = begin, min(begin + 1, n - 1), min(begin + 2, n - 1), min(begin + 3, n - 1)
-        v0, v1 = white[indices[i0]], white[indices[i1]]
-        v2, v3 = white[indices[i2]], white[indices[i3]]
-        d0 = d1 = d2 = d3 = np.float32(0)
-        for c in range(len(out)):
-            d0 += v0[c] * x[c]
-            d1 += v1[c] * x[c]
-            d2 += v2[c] * x[c]
-            d3 += v3[c] * x[c]
-        s0, s1, s2, s3 = root[i0] ** 2, root[i1] ** 2, root[i2] ** 2, root[i3] ** 2
-        w0 = target * (1 + s0) + sign * s0 * d0
-        w1 = (target * (1 + s1) + sign * s1 * d1) * (begin + 1 < n)
-        w2 = (target * (1 + s2) + sign * s2 * d2) * (begin + 2 < n)
-        w3 = (target * (1 + s3) + sign * s3 * d3) * (begin + 3 < n)
-        w0, w1, w2, w3 = np.float32(w0), np.float32(w1), np.float32(w2), np.float32(w3)
-        for c in range(len(out)):
-            out[c] += w0 * v0[c] + w1 * v1[c] + w2 * v2[c] + w3 * v3[c]
+@njit(nogil=True, cache=True)
+def _add_misses(g, n, width, x, target, weights, out):
+    """Add G'(target - G x) to ``out``, for ``n`` rows of G and zeros after them."""
+    for play in range(0, n, LANES):
+        _dot_column(g, play * width, width, x, 0, 0, width, weights, 0, 0)
+        for row in range(LANES):
+            weights[row] = target[play + row] - weights[row]
+        _add_rows(g, play * width, width, weights, 0, out, width)
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _inner(a, b):
+    total = np.float32(0)
+    for c in range(len(a)):
+        total += a[c] * b[c]
+    return total
 
 
 def _solve_batches(fixed, rows: Rows, ridge, prior) -> torch.Tensor:

@@ -73,26 +73,30 @@ class ContentPrior:
         self.penalty = np.ones(self.features.shape[1])
         if bias:
             self.penalty[-1] = 0.0
-        gram = self._sum(lambda h, _: h.T @ h)
+        gram = self._with_features(self.features)
         factor = np.linalg.cholesky(gram + lambda_w * np.diag(self.penalty))
         self._inverse = cho_solve((factor, True), np.eye(len(gram)))
 
-    def _sum(self, product, beta=None) -> np.ndarray:
-        """Add up ``product`` over blocks of songs in float64, never a copy of all features."""
+    def _with_features(self, rows) -> np.ndarray:
+        """Return the product of ``rows'`` and the features in float64, a block at a time."""
 
-        def part(begin):
-            block = slice(begin, begin + 2048)
-            h = self.features[block].astype(np.float64)
-            return product(h, None if beta is None else beta[block].astype(np.float64))
+        def part(blocks):
+            total = 0.0
+            for begin in blocks:
+                block = slice(begin, begin + 512)
+                h = self.features[block].astype(np.float64)
+                total = total + rows[block].astype(np.float64).T @ h
+            return total
 
-        return sum(parallel.over(part, range(0, len(self.features), 2048)))
+        starts = range(0, len(self.features), 512)
+        return sum(parallel.over(part, (starts[first::8] for first in range(8))))
 
     def solve(self, beta: torch.Tensor) -> torch.Tensor:
         """Return the W of eq. (3) for the song factors ``beta``."""
-        right = self._sum(lambda h, b: h.T @ b, beta.cpu().numpy())
-        with parallel.one_blas_thread():
-            w = self._inverse @ right
-        return torch.from_numpy(w.astype(np.float32)).to(beta.device)
+        right = self._with_features(beta.cpu().numpy())
+        parts = np.array_split(right, torch.get_num_threads())
+        w = np.concatenate(parallel.over(lambda part: part @ self._inverse, parts)).T
+        return torch.from_numpy(np.ascontiguousarray(w, np.float32)).to(beta.device)
 
     def mean(self, w: torch.Tensor) -> torch.Tensor:
         """Return the prior means ``W h_i``, items x K."""
