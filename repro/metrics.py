@@ -16,11 +16,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
 from repro import parallel
+from repro.vectors import LANES, Vectors, aligned
 
-_USERS, _ITEMS = 256, 512  # of a tile of scores, which stays in cache
+_USERS, _ITEMS = 256, 1024  # of a tile of scores, which stays in cache
 
 
 def ranks_slowly(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarray:
@@ -70,90 +72,114 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarr
         raise ValueError("scores must be finite")
     # By falling length: no product of a tile is larger than with the tile's first item.
     order = np.argsort(-longest, kind="stable").astype(np.int32)
-    sorted_beta, longest = beta[order], longest[order]
-    pairs = theta, beta, held.indptr, held.indices, np.empty(held.nnz), np.zeros(held.nnz, np.int64)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    columns, longest = np.ascontiguousarray(beta[order].T), longest[order]
+    ranks = np.zeros(held.nnz, np.int64)
+    pairs = theta, beta, held.indptr, held.indices, np.empty(held.nnz), ranks
     users = np.flatnonzero(np.diff(held.indptr))
 
     def count(block):
-        _start(block, length[block] * longest[0], out.indptr, out.indices, *pairs)
-        listed, room = theta[block], np.empty(_USERS * _ITEMS, np.float32)
+        listed, room = theta[block], aligned(len(block), _ITEMS)
+        taken = np.empty((out.indptr[block + 1] - out.indptr[block]).sum(), np.int32)
+        ends = np.empty(len(block), np.int64)
+        _start(block, out.indptr, out.indices, place, taken, ends, *pairs)
         for first in range(0, len(beta), _ITEMS):
-            items = order[first : first + _ITEMS]
-            scores = room[: len(block) * len(items)].reshape(len(block), len(items))
-            np.matmul(listed, sorted_beta[first : first + _ITEMS].T, out=scores)
-            _add_tile(scores, items, block, length[block] * longest[first], *pairs)
+            n = min(_ITEMS, len(beta) - first)
+            np.matmul(listed, columns[:, first : first + n], out=room[:, :n])
+            room[:, n:] = -np.inf
+            bound = length[block] * longest[first]
+            _add_tile(room, first, n, block, bound, order, place, taken, ends, *pairs)
 
     parallel.over(count, (users[i : i + _USERS] for i in range(0, len(users), _USERS)))
-    return pairs[-1]
+    return ranks
 
 
 @njit(nogil=True, cache=True)
-def _start(users, bound, out_indptr, out_indices, theta, beta, indptr, indices, own, ranks):
-    """Score the users' held-out items; take off beforehand the excluded ones listed above them."""
-    room = np.empty((out_indptr[users + 1] - out_indptr[users]).max(), np.float32)
+def _start(users, out_indptr, out_indices, place, taken, ends, theta, beta, indptr, indices, own, _):
+    """Score the users' held-out items; list where the tiles have the excluded ones."""
+    end = 0
     for row, user in enumerate(users):
         for entry in range(indptr[user], indptr[user + 1]):
             own[entry] = _exact_score(theta[user], beta[indices[entry]])
-        items = out_indices[out_indptr[user] : out_indptr[user + 1]]
-        score = room[: len(items)]
-        for place in range(len(items)):
-            score[place] = _quick_score(theta[user], beta[items[place]])
-        _add(-1, score, items, user, bound[row], theta, beta, indptr, indices, own, ranks)
+        begin, end = end, end + out_indptr[user + 1] - out_indptr[user]
+        for spot in range(begin, end):
+            taken[spot] = place[out_indices[out_indptr[user] + spot - begin]]
+        ends[row] = end
 
 
 @njit(nogil=True, cache=True)
-def _add_tile(scores, items, users, bound, theta, beta, indptr, indices, own, ranks):
+def _add_tile(
+    scores, first, n, users, bound, order, place, taken, ends, theta, beta, indptr, indices, own, ranks
+):  # fmt: skip
     """Add to the rank of the users' held-out items the ones of this tile listed above them."""
+    end = 0
     for row, user in enumerate(users):
-        _add(1, scores[row], items, user, bound[row], theta, beta, indptr, indices, own, ranks)
+        score = scores[row]
+        begin, end = end, ends[row]
+        for spot in range(begin, end):
+            if first <= taken[spot] < first + n:
+                score[taken[spot] - first] = -np.inf
+        # A float32 sum of K products is this near, in whatever order it is summed.
+        margin = (theta.shape[1] + 4) * 2.0**-24 * bound[row] + 1e-37
+        for entry in range(indptr[user], indptr[user + 1]):
+            if own[entry] > bound[row] + 2 * margin:
+                continue  # nothing here is as high
+            low, high = np.float32(own[entry] - margin), np.float32(own[entry] + margin)
+            above, near = _count(score, 0, len(score), low, high)
+            ranks[entry] += above
+            if near - above == (first <= place[indices[entry]] < first + n):
+                continue  # but for itself
+            for begin in range(0, n, 64):
+                above, near = _count(score, begin, 64, low, high)
+                if near == above:
+                    continue
+                for c in range(begin, min(begin + 64, n)):
+                    item = order[first + c]
+                    if low <= score[c] <= high and item != indices[entry]:
+                        exact = _exact_score(theta[user], beta[item])
+                        equal_first = exact == own[entry] and item < indices[entry]
+                        ranks[entry] += exact > own[entry] or equal_first
 
 
 @njit(nogil=True, cache=True)
-def _add(sign, score, items, user, bound, theta, beta, indptr, indices, own, ranks):
-    # A float32 sum of K products is this near, in whatever order it is summed.
-    margin = (theta.shape[1] + 4) * 2.0**-24 * bound + 1e-37
-    for entry in range(indptr[user], indptr[user + 1]):
-        if own[entry] > bound + 2 * margin:
-            continue  # nothing here is as high
-        low, high = np.float32(own[entry] - margin), np.float32(own[entry] + margin)
-        above, near = _count(score, low, high)
-        ranks[entry] += sign * above
-        if near == above:
-            continue
-        for begin in range(0, len(score), 64):
-            above, near = _count(score[begin : begin + 64], low, high)
-            if near == above:
-                continue
-            for c in range(begin, min(begin + 64, len(score))):
-                if low <= score[c] <= high and items[c] != indices[entry]:
-                    exact = _exact_score(theta[user], beta[items[c]])
-                    first = items[c] < indices[entry]
-                    ranks[entry] += sign * (exact > own[entry] or (exact == own[entry] and first))
+def _count(score, at, n, low, high):
+    both = _count_both(score, at, n, low, high)
+    return both >> 32, both & 0xFFFFFFFF
 
 
-@njit(nogil=True, cache=True)
-def _count(score, low, high):
-    above, near = np.int32(0), np.int32(0)  # kept at 32 bits, or half as many fit a vector
-    for c in range(len(score)):
-        above = np.int32(above + (score[c] > high))
-        near = np.int32(near + (score[c] >= low))
-    return above, near
+@intrinsic
+def _count_both(typing, score, at, n, low, high):
+    """Count the scores above ``high``, and in the lower half of the result those from ``low`` on."""
+
+    def generate(context, builder, signature, args):
+        v = Vectors(context, builder, signature, args)
+        score, at, n, low, high = v.args
+        low, high = v.everywhere(low), v.everywhere(high)
+        above, near = v.variables([v.none, v.none])
+        with v.loop(v.whole(n)) as turn:
+            value = v.load(score, at, v.times(turn.index, LANES))
+            v.count(above, builder.fcmp_ordered(">", value, high))
+            v.count(near, builder.fcmp_ordered(">=", value, low))
+        return builder.or_(builder.shl(builder.load(above), v.long(32)), builder.load(near))
+
+    real = types.float32
+    return types.int64(score, types.int64, types.int64, real, real), generate
 
 
 @njit(nogil=True, cache=True)
 def _exact_score(theta, beta):
-    total = 0.0
-    for c in range(len(theta)):
-        total += np.float64(theta[c]) * np.float64(beta[c])
-    return total
-
-
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _quick_score(theta, beta):
-    total = np.float32(0)
-    for c in range(len(theta)):
-        total += theta[c] * beta[c]
-    return total
+    """Return a product in float64 whose order of summation is the same everywhere."""
+    a = b = c = d = 0.0
+    k = len(theta)
+    for i in range(0, k - 3, 4):
+        a += np.float64(theta[i]) * np.float64(beta[i])
+        b += np.float64(theta[i + 1]) * np.float64(beta[i + 1])
+        c += np.float64(theta[i + 2]) * np.float64(beta[i + 2])
+        d += np.float64(theta[i + 3]) * np.float64(beta[i + 3])
+    for i in range(k - k % 4, k):
+        a += np.float64(theta[i]) * np.float64(beta[i])
+    return (a + b) + (c + d)
 
 
 def per_user(ranks: np.ndarray, heldout: sp.csr_matrix, recall_at=(40, 80, 120, 160, 200)):
@@ -170,8 +196,7 @@ def per_user(ranks: np.ndarray, heldout: sp.csr_matrix, recall_at=(40, 80, 120, 
     """
     lengths = np.diff(heldout.indptr)
     user = np.repeat(np.arange(len(lengths)), lengths)
-    order = np.lexsort((ranks, user))
-    ranks = ranks[order].astype(np.float64)
+    ranks = np.sort(user * heldout.shape[1] + ranks) - user * heldout.shape[1]
     place = np.arange(len(ranks)) - np.repeat(heldout.indptr[:-1], lengths)
 
     def total(values):

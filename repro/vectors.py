@@ -39,7 +39,8 @@ class Vectors:
         ]
 
     zero = ir.VectorType(_FLOAT, LANES)(None)
-    number = _FLOAT
+    none = _LONG(0)
+    number, long = _FLOAT, _LONG
 
     def whole(self, count):
         """Return how many vectors so many values are."""
@@ -94,6 +95,12 @@ class Vectors:
         """Add a b to a variable."""
         value = self.multiply_add(a, b, self.builder.load(total))
         self.builder.store(value, total)
+
+    def count(self, total, mask):
+        """Add to a long integer variable the number of lanes where ``mask`` holds."""
+        bits = self.builder.bitcast(mask, ir.IntType(LANES))
+        more = self.builder.zext(self.builder.ctpop(bits), _LONG)
+        self.builder.store(self.builder.add(self.builder.load(total), more), total)
 
     def variables(self, values):
         """Return what a loop may change; the compiler keeps it in registers."""
