@@ -39,8 +39,9 @@ class Vectors:
         ]
 
     zero = ir.VectorType(_FLOAT, LANES)(None)
+    counting = ir.VectorType(_INT, LANES)([_INT(lane) for lane in range(LANES)])
     none = _LONG(0)
-    number, long = _FLOAT, _LONG
+    number, integer, long = _FLOAT, _INT, _LONG
 
     def whole(self, count):
         """Return how many vectors so many values are."""

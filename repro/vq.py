@@ -8,17 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 import torch
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from sklearn.cluster import MiniBatchKMeans
 
 from repro import parallel
+from repro.vectors import LANES, Vectors, aligned
 
 _BLOCK_FRAMES = 262_144
 _TASK_FRAMES = 16_384
-_ROWS, _LANES = 4, 16  # frames and codewords whose distances fill the registers
+_ROWS = LANES // 2  # frames whose distances to LANES codewords fill the registers
 
 
 @dataclass(frozen=True)
@@ -65,99 +64,75 @@ class Codebook:
 
 
 def _tiles(centres: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return centres as (tiles, D, ``_LANES``) and ||c||^2 / 2, infinite where padded, flat."""
+    """Return centres, a tile of LANES after the other, and ||c||^2 / 2, infinite where padded."""
     count, dims = centres.shape
-    tiles = -(-count // _LANES)
-    padded = np.zeros((tiles * _LANES, dims), np.float32)
-    padded[:count] = centres
-    halves = np.full(tiles * _LANES, np.inf, np.float32)
+    tiles = -(-count // LANES)
+    codewords, halves = aligned(tiles * dims, LANES), np.full(tiles * LANES, np.inf, np.float32)
     halves[:count] = half
-    return padded.reshape(tiles, _LANES, dims).transpose(0, 2, 1).ravel(), halves
+    padded = np.pad(centres, ((0, tiles * LANES - count), (0, 0)))
+    codewords[:] = padded.reshape(tiles, LANES, dims).swapaxes(1, 2).reshape(-1, LANES)
+    return codewords.ravel(), halves
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _closest(frames, offset, scale, middle, tiles, halves, code):
     """Write the index of the closest codeword of every frame, _ROWS frames at a time."""
-    dims = len(offset)
-    rows = np.zeros(dims * _ROWS, np.float32)
-    least = np.empty(_ROWS * _LANES, np.float32)
-    tile = np.empty(_ROWS * _LANES, np.int32)
+    dims, found = len(offset), np.empty(_ROWS, np.int32)
+    minus = np.zeros(_ROWS * dims, np.float32)
     for start in range(0, len(frames), _ROWS):
         n = min(_ROWS, len(frames) - start)
         for i in range(n):
             for d in range(dims):
-                x = (frames[start + i, d] - offset[d]) / scale[d] - middle[d]
-                rows[d * _ROWS + i] = -x
-        least[:] = np.inf
-        tile[:] = 0
-        _scan(rows, dims, tiles, halves, len(halves) // _LANES, least, tile)
+                minus[i * dims + d] = middle[d] - (frames[start + i, d] - offset[d]) / scale[d]
+        _scan(minus, dims, tiles, halves, len(halves), found)
         for i in range(n):
-            values = least[i * _LANES : (i + 1) * _LANES]
-            best, found = values.min(), np.int64(len(halves))
-            for lane in range(_LANES):
-                if values[lane] == best:
-                    found = min(found, np.int64(tile[i * _LANES + lane]) * _LANES + lane)
-            code[start + i] = found
+            code[start + i] = found[i]
 
 
 @intrinsic
-def _scan(typing, rows, dims, tiles, halves, count, least, tile):
-    """For each of _ROWS frames and each lane, keep the least ||c||^2 / 2 - x.c and its tile.
-
-    ``rows`` holds -x, dimension by dimension. Products and minima stay in registers, which the
-    compiler does not find by itself.
-    """
+def _scan(typing, minus, dims, tiles, halves, count, found):
+    """Find the codeword of least ||c||^2 / 2 - x.c, the first of equals, of each of _ROWS -x."""
 
     def generate(context, builder, signature, args):
-        rows, tiles, halves, least, tile = (
-            context.make_array(signature.args[i])(context, builder, args[i]).data
-            for i in (0, 2, 3, 5, 6)
-        )
-        integer, long = ir.IntType(32), ir.IntType(64)
-        reals, integers = ir.VectorType(ir.FloatType(), _LANES), ir.VectorType(integer, _LANES)
-
-        def vector(pointer, place, kind=reals):
-            return builder.bitcast(builder.gep(pointer, [place]), kind.as_pointer())
-
-        def everywhere(value, kind):
-            first = builder.insert_element(kind(ir.Undefined), value, integer(0))
-            return builder.shuffle_vector(first, kind(ir.Undefined), integers(None))
-
-        def slots(pointer, kind):
-            places = [vector(pointer, long(i * _LANES), kind) for i in range(_ROWS)]
-            values = [builder.load(place, align=4) for place in places]
-            return places, [cgutils.alloca_once_value(builder, value) for value in values]
-
-        def add_product(total, d, place, i):
-            x = builder.load(builder.gep(rows, [builder.add(builder.mul(d, long(_ROWS)), long(i))]))
-            c = builder.load(vector(tiles, builder.mul(place, long(_LANES))), align=4)
-            product = builder.fmul(everywhere(x, reals), c, flags=("contract",))
-            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
-
-        least, best = slots(least, reals)
-        tile, found = slots(tile, integers)
-        sums = [cgutils.alloca_once(builder, reals) for _ in best]
-        with cgutils.for_range(builder, args[4]) as turn:
-            half = builder.load(vector(halves, builder.mul(turn.index, long(_LANES))), align=4)
+        v = Vectors(context, builder, signature, args)
+        minus, dims, tiles, halves, count, found = v.args
+        frames = [v.times(dims, i) for i in range(_ROWS)]
+        best = v.variables([v.everywhere(v.number(np.inf))] * _ROWS)
+        owners = v.variables([v.counting] * _ROWS)
+        sums = v.variables([v.zero] * _ROWS)
+        with v.loop(v.whole(count)) as turn:
+            half = v.load(halves, v.times(turn.index, LANES))
             for total in sums:
                 builder.store(half, total)
-            with cgutils.for_range(builder, args[1]) as d:
-                place = builder.add(builder.mul(turn.index, args[1]), d.index)
-                for i, total in enumerate(sums):
-                    add_product(total, d.index, place, i)
-            index = everywhere(builder.trunc(turn.index, integer), integers)
-            for total, slot, owner in zip(sums, best, found, strict=True):
+            begin = builder.mul(turn.index, v.times(dims, LANES))
+            with v.loop(dims) as d:
+                c = v.load(tiles, begin, v.times(d.index, LANES))
+                for frame, total in zip(frames, sums, strict=True):
+                    v.add_to(total, v.one(minus, frame, d.index), c)
+            first = v.everywhere(builder.trunc(v.times(turn.index, LANES), v.integer))
+            index = builder.add(first, v.counting)
+            for total, slot, owner in zip(sums, best, owners, strict=True):
                 value, before = builder.load(total), builder.load(slot)
                 less = builder.fcmp_ordered("<", value, before)
                 builder.store(builder.select(less, value, before), slot)
                 builder.store(builder.select(less, index, builder.load(owner)), owner)
-        for places, values in ((least, best), (tile, found)):
-            for place, value in zip(places, values, strict=True):
-                builder.store(builder.load(value), place, align=4)
-        return context.get_dummy_value()
+        for i, (slot, owner) in enumerate(zip(best, owners, strict=True)):
+            value, index, size = builder.load(slot), builder.load(owner), LANES
+            while size > 1:  # the better of the two halves of the lanes that are left
+                size //= 2
+                turned = [(lane + size) % LANES for lane in range(LANES)]
+                other, owned = v.pick(value, value, turned), v.pick(index, index, turned)
+                less = builder.fcmp_ordered("<", other, value)
+                equal = builder.fcmp_ordered("==", other, value)
+                sooner = builder.and_(equal, builder.icmp_signed("<", owned, index))
+                less = builder.or_(less, sooner)
+                value = builder.select(less, other, value)
+                index = builder.select(less, owned, index)
+            v.store(v.lane(index, 0), found, i)
+        return v.done
 
     n = types.int64
-    return types.void(rows, n, tiles, halves, n, least, tile), generate
+    return types.void(minus, n, tiles, halves, n, found), generate
 
 
 def codebook_tracks(track_ids, hotness, n: int, seed: int) -> np.ndarray:

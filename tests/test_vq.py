@@ -47,7 +47,7 @@ def plain(centres):
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 7, vq._TASK_FRAMES + 1])
-@pytest.mark.parametrize("codewords", [1, 3, vq._LANES, vq._LANES + 1, 1024])
+@pytest.mark.parametrize("codewords", [1, 3, vq.LANES, vq.LANES + 1, 1024])
 @pytest.mark.parametrize("dims", [1, 4, 10, 12, 16])
 def test_assign_agrees_with_float64_distances(n, codewords, dims):
     rng = np.random.default_rng(n + codewords + dims)
