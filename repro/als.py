@@ -22,12 +22,12 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 import torch
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from scipy.linalg import solve_triangular
 
 from repro import parallel
-from repro.vectors import LANES, Vectors, aligned, prefetch
+from repro.vectors import LANES, Vectors, aligned, compiled, prefetch
 
 _CHUNKS = 64  # of rows; more than threads, so that none waits long for the last
 _PANEL = 8  # rows of a system made at a time: their sums fill the registers
@@ -65,7 +65,7 @@ def solve_slowly(fixed, surplus: sp.csr_matrix, ridge: float, prior=None) -> np.
     return x
 
 
-def _compiled(device) -> bool:
+def _on_processor(device) -> bool:
     return torch.device(device).type == "cpu"
 
 
@@ -84,7 +84,7 @@ class Rows:
         lengths = np.diff(matrix.indptr)
         order = np.argsort(-lengths, kind="stable")
         length = lengths[order].astype(np.float64)
-        if _compiled(device):
+        if _on_processor(device):
             short, long = np.minimum(length, factors), np.maximum(length, factors)
             work = np.cumsum(short**2 * long + short**3 / 3 + 50.0 * factors * length)
             bounds = np.searchsorted(work, work.max(initial=0) * np.arange(1, _CHUNKS) / _CHUNKS)
@@ -127,7 +127,7 @@ def solve(fixed, rows: Rows, ridge: float, prior=None, start=None, steps=None) -
     -------
     tensor of float32, rows x K
     """
-    if not _compiled(fixed.device):
+    if not _on_processor(fixed.device):
         if steps is not None:
             raise ValueError("the approximate solver runs on the CPU: leave steps out on a GPU")
         return _solve_batches(fixed, rows, ridge, prior)
@@ -160,7 +160,7 @@ def _solve_chunks(fixed, rows: Rows, ridge, prior, start, steps) -> np.ndarray:
             _solve_rows(chunk, *plays, white, z, k, *_room(longest, k))
         else:
             mean = z.copy()
-            z[:, :k] = start.numpy()[chunk] @ lower
+            z[:, :k] = start.numpy()[chunk] @ lower.astype(np.float32)
             width, most = white.shape[1], longest + LANES
             room = [aligned(1, n)[0] for n in (most * width, most, most)] + [aligned(4, width)]
             _step_rows(chunk, *plays, white, z, mean, steps, *room)
@@ -182,14 +182,14 @@ def _room(longest: int, k: int) -> list[np.ndarray]:
     return [aligned(1, n)[0] for n in (gathered, system, system, side + 3 * LANES)]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _stride(side):
-    """Return the length of a system's rows: whole vectors, of an odd number for the cache's sake."""
+    """Return a row's length in a system: whole vectors, an odd number for the cache's sake."""
     vectors = (side // _PANEL * _PANEL + 2 * LANES - 1) // LANES
     return (vectors + 1 - vectors % 2) * LANES
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _solve_rows(rows, indptr, indices, root, white, z, k, g, system, multiples, x):
     """Replace the prior means in ``z``, one for each of the listed rows, by the solutions."""
     width = white.shape[1]
@@ -214,7 +214,7 @@ def _solve_rows(rows, indptr, indices, root, white, z, k, g, system, multiples, 
             z[turn, :k] = x[:k]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _gather(indices, root, white, g, stride):
     """Write the scaled factors of some plays into the rows of ``g``."""
     for play in range(len(indices)):
@@ -224,13 +224,13 @@ def _gather(indices, root, white, g, stride):
         _copy_scaled(white, place, root[play], white.shape[1], g, play * stride)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _prefetch_row(white, row):
     for c in range(0, white.shape[1], 16):
         prefetch(white, row * white.shape[1] + c)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _short_system(indices, root, white, mean, g, system, stride):
     """Write I + G G' and, as one more column, its right-hand side into ``system``."""
     n, width = len(indices), white.shape[1]
@@ -245,7 +245,7 @@ def _short_system(indices, root, white, mean, g, system, stride):
         system[play * stride + n] += root[play] + 1 / root[play]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _long_system(indices, root, white, mean, g, system, k, stride):
     """Write I + G'G and, as one more column, its right-hand side into ``system``."""
     for i in range(k):
@@ -262,7 +262,7 @@ def _long_system(indices, root, white, mean, g, system, k, stride):
                 _add_product(g, i, g, j, stride, strip.stop - strip.start, system, at)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _eliminate(system, multiples, n, stride, x):
     """Solve the ``n`` equations whose upper triangle and right-hand side are in ``system``.
 
@@ -279,15 +279,11 @@ def _eliminate(system, multiples, n, stride, x):
             else:
                 _finish_next(system, multiples, stride, own, at)
     end = -(-n // LANES) * LANES
-    x[: end + LANES] = 0
+    x[end : end + LANES] = 0
     for i in range(end - LANES, -1, -LANES):
-        after = i + LANES
-        at = i * stride + after
-        _dot_column(multiples, at, stride, x, after, 0, end - after, x, i, 0)
-        for row in range(min(after, n) - 1, i - 1, -1):
-            x[row] -= multiples[row * stride + n]
-            for above in range(i, row):
-                x[above] += multiples[above * stride + row] * x[row]
+        after = i * stride + i + LANES
+        _dot_column(multiples, after, stride, x, i + LANES, 0, end - LANES - i, x, i, 0)
+        _substitute(multiples, i * stride + i, i * stride + n, stride, n - i, x, i)
 
 
 @intrinsic
@@ -396,7 +392,7 @@ _dot_tile, _dot_column = _dots(LANES // 4, 4), _dots(LANES, 1)
 def _finish(first: bool):
     """Return the function that eliminates within LANES columns of a panel.
 
-    The ``first`` are the ones with the panel's own triangle (at ``own``), whose multiples they make.
+    The ``first`` have the panel's own triangle, at ``own``, and make its multiples.
     """
 
     @intrinsic
@@ -432,7 +428,32 @@ def _finish(first: bool):
 _finish_first, _finish_next = _finish(True), _finish(False)
 
 
-@njit(nogil=True, cache=True)
+@intrinsic
+def _substitute(typing, multiples, at, right, stride, count, x, x_at):
+    """Take LANES unknowns of ``x`` from the last to the first; those after ``count`` are zero."""
+
+    def generate(context, builder, signature, args):
+        v = Vectors(context, builder, signature, args)
+        multiples, at, right, stride, count, x, x_at = v.args
+        rows = [v.times(stride, r) for r in range(LANES)]
+        found = [
+            builder.fsub(v.value(x, x_at, r), v.value(multiples, right, row))
+            for r, row in enumerate(rows)
+        ]
+        for r in reversed(range(LANES)):
+            there = builder.icmp_signed("<", v.long(r), count)
+            found[r] = builder.select(there, found[r], v.number(0.0))
+            v.store(found[r], x, x_at, r)
+            for above in range(r):
+                factor = v.value(multiples, at, rows[above], r)
+                found[above] = v.multiply_add(factor, found[r], found[above])
+        return v.done
+
+    n = types.int64
+    return types.void(multiples, n, n, n, n, x, n), generate
+
+
+@compiled
 def _step_rows(rows, indptr, indices, root, white, z, mean, steps, g, target, none, room):
     """Take ``steps`` of conjugate gradients from ``z``, without any row's Gram matrix."""
     width = white.shape[1]
@@ -465,7 +486,7 @@ def _step_rows(rows, indptr, indices, root, white, z, mean, steps, g, target, no
                 way[c] = residual[c] + norm / before * way[c]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_misses(g, n, width, x, target, weights, out):
     """Add G'(target - G x) to ``out``, for ``n`` rows of G and zeros after them."""
     for play in range(0, n, LANES):
@@ -475,7 +496,7 @@ def _add_misses(g, n, width, x, target, weights, out):
         _add_rows(g, play * width, width, weights, 0, out, width)
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@compiled(fastmath={"reassoc", "contract"})
 def _inner(a, b):
     total = np.float32(0)
     for c in range(len(a)):

@@ -16,11 +16,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
 from repro import parallel
-from repro.vectors import LANES, Vectors, aligned
+from repro.vectors import LANES, Vectors, aligned, compiled
 
 _USERS, _ITEMS = 256, 1024  # of a tile of scores, which stays in cache
 
@@ -79,8 +79,10 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarr
     pairs = theta, beta, held.indptr, held.indices, np.empty(held.nnz), ranks
     users = np.flatnonzero(np.diff(held.indptr))
 
+    width = min(_ITEMS, len(beta) + -len(beta) % 64)
+
     def count(block):
-        listed, room = theta[block], aligned(len(block), _ITEMS)
+        listed, room = theta[block], aligned(len(block), width)
         taken = np.empty((out.indptr[block + 1] - out.indptr[block]).sum(), np.int32)
         ends = np.empty(len(block), np.int64)
         _start(block, out.indptr, out.indices, place, taken, ends, *pairs)
@@ -95,8 +97,10 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarr
     return ranks
 
 
-@njit(nogil=True, cache=True)
-def _start(users, out_indptr, out_indices, place, taken, ends, theta, beta, indptr, indices, own, _):
+@compiled
+def _start(
+    users, out_indptr, out_indices, place, taken, ends, theta, beta, indptr, indices, own, _
+):
     """Score the users' held-out items; list where the tiles have the excluded ones."""
     end = 0
     for row, user in enumerate(users):
@@ -108,9 +112,10 @@ def _start(users, out_indptr, out_indices, place, taken, ends, theta, beta, indp
         ends[row] = end
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_tile(
-    scores, first, n, users, bound, order, place, taken, ends, theta, beta, indptr, indices, own, ranks
+    scores, first, n, users, bound, order, place, taken, ends,
+    theta, beta, indptr, indices, own, ranks,
 ):  # fmt: skip
     """Add to the rank of the users' held-out items the ones of this tile listed above them."""
     end = 0
@@ -130,11 +135,11 @@ def _add_tile(
             ranks[entry] += above
             if near - above == (first <= place[indices[entry]] < first + n):
                 continue  # but for itself
-            for begin in range(0, n, 64):
-                above, near = _count(score, begin, 64, low, high)
+            for part in range(0, n, 64):
+                above, near = _count(score, part, 64, low, high)
                 if near == above:
                     continue
-                for c in range(begin, min(begin + 64, n)):
+                for c in range(part, min(part + 64, n)):
                     item = order[first + c]
                     if low <= score[c] <= high and item != indices[entry]:
                         exact = _exact_score(theta[user], beta[item])
@@ -142,7 +147,7 @@ def _add_tile(
                         ranks[entry] += exact > own[entry] or equal_first
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _count(score, at, n, low, high):
     both = _count_both(score, at, n, low, high)
     return both >> 32, both & 0xFFFFFFFF
@@ -150,7 +155,7 @@ def _count(score, at, n, low, high):
 
 @intrinsic
 def _count_both(typing, score, at, n, low, high):
-    """Count the scores above ``high``, and in the lower half of the result those from ``low`` on."""
+    """Count the scores above ``high`` and, in the lower half of the result, from ``low`` on."""
 
     def generate(context, builder, signature, args):
         v = Vectors(context, builder, signature, args)
@@ -167,7 +172,7 @@ def _count_both(typing, score, at, n, low, high):
     return types.int64(score, types.int64, types.int64, real, real), generate
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _exact_score(theta, beta):
     """Return a product in float64 whose order of summation is the same everywhere."""
     a = b = c = d = 0.0

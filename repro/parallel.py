@@ -23,10 +23,15 @@ def one_blas_thread():
     return _libraries().limit(limits=1, user_api="blas")
 
 
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
 def over(task: Callable, chunks: Iterable) -> list:
     """Return ``task(chunk)`` of every chunk, in order, from ``torch.get_num_threads()`` threads.
 
     Each result depends on its chunk alone, so the number of threads changes nothing but the time.
     """
-    with one_blas_thread(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(task, chunks))
+    with one_blas_thread():
+        return list(_pool(torch.get_num_threads()).map(task, chunks))

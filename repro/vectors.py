@@ -7,15 +7,38 @@ of such a loop as it is compiled.
 
 from __future__ import annotations
 
+import hashlib
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 from llvmlite import binding, ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 
 _FLOAT, _BYTE, _INT, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+class _Cache(FunctionCache):
+    """Numba's cache, which by itself sees changes in the file of the compiled function only."""
+
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+    def _index_key(self, *signature):
+        return *super()._index_key(*signature), self.source, LANES
+
+
+def compiled(function=None, **options):
+    """Compile a function that runs without the GIL; what the compiler made is kept on disk."""
+    if function is None:
+        return partial(compiled, **options)
+    dispatcher = njit(nogil=True, **options)(function)
+    dispatcher._cache = _Cache(function)
+    return dispatcher
 
 
 def aligned(rows: int, columns: int) -> np.ndarray:
@@ -65,9 +88,13 @@ class Vectors:
         """Write a vector, or a single value, to a place."""
         self.builder.store(value, self._at(pointer, place, value.type), align=4)
 
+    def value(self, pointer, *place):
+        """Return the one value at a place."""
+        return self.builder.load(self._at(pointer, place, _FLOAT))
+
     def one(self, pointer, *place):
         """Return a vector with the value at a place in all lanes."""
-        return self.everywhere(self.builder.load(self._at(pointer, place, _FLOAT)))
+        return self.everywhere(self.value(pointer, *place))
 
     def lane(self, vector, number: int):
         """Return one value of a vector."""

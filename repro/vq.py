@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 import torch
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from sklearn.cluster import MiniBatchKMeans
 
 from repro import parallel
-from repro.vectors import LANES, Vectors, aligned
+from repro.vectors import LANES, Vectors, aligned, compiled
 
 _BLOCK_FRAMES = 262_144
 _TASK_FRAMES = 16_384
@@ -74,7 +74,7 @@ def _tiles(centres: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return codewords.ravel(), halves
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _closest(frames, offset, scale, middle, tiles, halves, code):
     """Write the index of the closest codeword of every frame, _ROWS frames at a time."""
     dims, found = len(offset), np.empty(_ROWS, np.int32)

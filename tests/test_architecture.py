@@ -45,7 +45,7 @@ def test_every_algorithm_is_there():
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_algorithm_stands_alone(name):
     path = PACKAGE / f"{name}.py"
-    assert of_ours(path) <= {"parallel"} | ({"als"} if name == "wmf" else set())
+    assert of_ours(path) <= {"parallel", "vectors"} | ({"als"} if name == "wmf" else set())
     assert not {found.split(".")[0] for found in imports(path)} & SURROUNDINGS
     called = {n.func.id for n in ast.walk(ast.parse(path.read_text(encoding="utf8")))
               if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip

