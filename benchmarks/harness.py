@@ -80,10 +80,14 @@ class Worker:
     So no library changes another's threads, and its peak memory is its own.
     """
 
-    def __init__(self, system, **arguments):
+    def __init__(self, system, environment: dict | None = None, **arguments):
         self.pipe, far = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(far, system, arguments))
+        before = dict(os.environ)
+        os.environ.update(environment or {})
         self.process.start()
+        os.environ.clear()
+        os.environ.update(before)
         far.close()
 
     def turn(self, timeout: float | None = None) -> dict | None:
