@@ -29,7 +29,9 @@ def main() -> None:
         for name in [name for name in ALL if name in given.names or not given.names]:
             module = import_module(f"benchmarks.{name}")
             title = module.__doc__.splitlines()[0].rstrip(".")
-            report = harness.Report(name, title, conditions=harness.conditions())
+            report = harness.Report(
+                name, title, conditions=harness.conditions() | {"rounds": rounds}
+            )
             harness.say(f"{name}: {title}")
             if given.small:
                 module.run(options, report)

@@ -340,9 +340,9 @@ def page(out: Path) -> str:
     reports.sort(key=lambda report: ALL.index(report.name))
     parts = [
         "# Benchmarks\n\nMade by `python -m benchmarks`. Every table has its own conditions, below "
-        "it. Systems that are compared ran in turns, each in a process of its own; times are "
-        "medians over the rounds with the least and the greatest, and a ratio is the median of the "
-        "rounds' ratios.\n\n## What was aimed at, and what was reached\n"
+        "it. Each system ran in a process of its own. Where a table has rounds, the systems took "
+        "turns; times are medians over the rounds with the least and the greatest, and a ratio is "
+        "the median of the rounds' ratios.\n\n## What was aimed at, and what was reached\n"
     ]
     goals = [goal for report in reports for goal in report.goals]
     if goals:

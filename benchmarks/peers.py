@@ -4,7 +4,7 @@ Each function is a system: it sets up, then gives one dict for each turn of ``sw
 the ``seconds`` of those after the first. Songs are solved before users, from the same start, so
 that all exact systems must agree; a library that solves its rows first is given the transposed
 plays for that. ``keep`` also gives the factors, ``curve`` the seconds since the call and the
-objective after every sweep. Everything is imported late: a process holds one library only.
+objective after every sweep. Everything is imported late: a process times one library.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ def ours(plays, factors, ridge, sweeps=3, keep=True, curve=False, features=None,
 
     surplus = world.load(plays, world.SURPLUS)
     h = None if features is None else np.load(features)
-    more = {} if steps is None else {"steps": steps}
     while True:
         clock = _Clock(surplus if curve else None, ridge)
         model = wmf.fit(
             surplus, h, factors=factors, lambda_theta=ridge, lambda_beta=ridge, lambda_w=1.0,
-            bias=False, sweeps=sweeps, validate=clock.note, **more,
+            bias=False, sweeps=sweeps, validate=clock.note, steps=steps,
         )  # fmt: skip
         yield clock.turn(model.theta, model.beta, keep, model.w)
 

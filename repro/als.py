@@ -10,9 +10,10 @@ part that all rows share, A = Y'Y + ridge I = L L': with v_i = L^-1 y_i and z = 
 
     (I + sum s_i v_i v_i') z = sum c_i v_i + ridge L^-1 n,
 
-whose eigenvalues lie between 1 and the highest confidence, safe in float32 whatever the ridge.
-With G the rows sqrt(s_i) v_i', a row of at most K plays is solved through I + G G' (Woodbury), a
-longer one through I + G'G.
+whose eigenvalues lie between 1 and the highest confidence, so that float32 solves it safely; only
+the way back, x = L'^-1 z, can lose digits, where A itself is ill-conditioned. With G the rows
+sqrt(s_i) v_i', a row of at most K plays is solved through I + G G' (Woodbury), a longer one through
+I + G'G.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from scipy.linalg import solve_triangular
 from repro import parallel
 from repro.vectors import LANES, Vectors, aligned, compiled, prefetch
 
-_CHUNKS = 64  # of rows; more than threads, so that none waits long for the last
-_PANEL = 8  # rows of a system made at a time: their sums fill the registers
+_CHUNKS = 64  # of rows: many, so that no thread waits long for the last
+_PANEL = 8  # rows of a system at a time: enough sums to hide an addition's delay; at most LANES
 _STRIP = 64  # plays of a long row taken at a time: their factors stay in the nearest cache
 _AHEAD = 8  # plays whose factors are asked for before their turn
 _BATCH_FLOATS = 2**24  # of gathered factors in a batch on a GPU
@@ -73,6 +74,7 @@ def _on_processor(device) -> bool:
 class Rows:
     """A sparse surplus matrix on the device, its rows cut into chunks of like length."""
 
+    columns: int
     indptr: torch.Tensor
     indices: torch.Tensor
     root: torch.Tensor
@@ -86,7 +88,8 @@ class Rows:
         length = lengths[order].astype(np.float64)
         if _on_processor(device):
             short, long = np.minimum(length, factors), np.maximum(length, factors)
-            work = np.cumsum(short**2 * long + short**3 / 3 + 50.0 * factors * length)
+            gather = 50.0 * factors * length  # in operations, roughly
+            work = np.cumsum(short**2 * long + short**3 / 3 + gather)
             bounds = np.searchsorted(work, work.max(initial=0) * np.arange(1, _CHUNKS) / _CHUNKS)
         else:
             # Rows of a batch are padded to the longest: cut where that would waste a quarter,
@@ -100,6 +103,7 @@ class Rows:
                 start += max(1, int(np.count_nonzero(fits & like)))
                 bounds.append(start)
         return cls(
+            matrix.shape[1],
             *(torch.from_numpy(part).to(device) for part in (
                 matrix.indptr.astype(np.int64),
                 matrix.indices.astype(np.int32, copy=False),
@@ -127,6 +131,8 @@ def solve(fixed, rows: Rows, ridge: float, prior=None, start=None, steps=None) -
     -------
     tensor of float32, rows x K
     """
+    if len(fixed) != rows.columns:
+        raise ValueError(f"{len(fixed)} fixed factors for {rows.columns} columns")
     if not _on_processor(fixed.device):
         if steps is not None:
             raise ValueError("the approximate solver runs on the CPU: leave steps out on a GPU")
@@ -203,6 +209,7 @@ def _solve_rows(rows, indptr, indices, root, white, z, k, g, system, multiples, 
         side = min(length, k)
         stride = _stride(side)
         system[: (side + _PANEL) * stride] = 0
+        multiples[: (side + _PANEL) * stride] = 0
         if length <= k:
             _short_system(indices[plays], root[plays], white, z[turn], g, system, stride)
             _eliminate(system, multiples, side, stride, x)
@@ -293,7 +300,7 @@ def _copy_scaled(typing, source, source_at, scale, count, out, out_at):
     def generate(context, builder, signature, args):
         v = Vectors(context, builder, signature, args)
         source, source_at, scale, count, out, out_at = v.args
-        scale = v.everywhere(scale)
+        scale = v.broadcast(scale)
         with v.loop(v.whole(count)) as turn:
             c = v.times(turn.index, LANES)
             v.store(v.multiply(scale, v.load(source, source_at, c)), out, out_at, c)
@@ -316,7 +323,7 @@ def _add_product(typing, a, a_at, b, b_at, stride, depth, out, out_at):
             begin = builder.mul(turn.index, stride)
             right = v.load(b, b_at, begin)
             for r, total in enumerate(sums):
-                v.add_to(total, v.one(a, a_at, begin, r), right)
+                v.add_to(total, v.broadcast_at(a, a_at, begin, r), right)
         for row, total in zip(rows, sums, strict=True):
             v.store(builder.load(total), out, out_at, row)
         return v.done
@@ -332,7 +339,7 @@ def _add_rows(typing, g, g_at, stride, x, x_at, out, width):
     def generate(context, builder, signature, args):
         v = Vectors(context, builder, signature, args)
         g, g_at, stride, x, x_at, out, width = v.args
-        weights = [v.one(x, x_at, r) for r in range(LANES)]
+        weights = [v.broadcast_at(x, x_at, r) for r in range(LANES)]
         with v.loop(v.whole(width)) as turn:
             c = v.times(turn.index, LANES)
             total = v.load(out, c)
@@ -369,14 +376,14 @@ def _dots(rows: int, columns: int):
                 low = [lane for lane in range(2 * LANES) if lane // size % 2 == 0]
                 high = [lane + size for lane in low]
                 parts = [
-                    builder.fadd(v.pick(*pair, low), v.pick(*pair, high))
+                    builder.fadd(v.shuffle(*pair, low), v.shuffle(*pair, high))
                     for pair in zip(parts[::2], parts[1::2], strict=True)
                 ]
             if columns == 1:
                 v.store(parts[0], out, out_at)
             else:
                 for r in range(rows):
-                    row = v.pick(*parts * 2, range(r * columns, (r + 1) * columns))
+                    row = v.shuffle(*parts * 2, range(r * columns, (r + 1) * columns))
                     v.store(row, out, out_at, v.times(stride, r))
             return v.done
 
@@ -406,16 +413,18 @@ def _finish(first: bool):
                 v.store(x[r], system, at, row)
                 if first:
                     inverse = builder.fdiv(v.number(-1.0), v.lane(x[r], r))
-                    factors = v.multiply(v.everywhere(inverse), x[r])
+                    factors = v.multiply(v.broadcast(inverse), x[r])
                     v.store(factors, multiples, at, row)
                     v.store(inverse, multiples, at, row, r)
                 else:
-                    v.store(v.multiply(v.one(multiples, own, row, r), x[r]), multiples, at, row)
+                    v.store(
+                        v.multiply(v.broadcast_at(multiples, own, row, r), x[r]), multiples, at, row
+                    )
                 for below in range(r + 1, _PANEL):
                     if first:
-                        factor = v.everywhere(v.lane(factors, below))
+                        factor = v.broadcast(v.lane(factors, below))
                     else:
-                        factor = v.one(multiples, own, row, below)
+                        factor = v.broadcast_at(multiples, own, row, below)
                     x[below] = v.multiply_add(factor, x[r], x[below])
             return v.done
 
@@ -457,7 +466,7 @@ def _substitute(typing, multiples, at, right, stride, count, x, x_at):
 def _step_rows(rows, indptr, indices, root, white, z, mean, steps, g, target, none, room):
     """Take ``steps`` of conjugate gradients from ``z``, without any row's Gram matrix."""
     width = white.shape[1]
-    residual, way, image, weights = room[0], room[1], room[2], room[3]
+    residual, direction, product, weights = room[0], room[1], room[2], room[3]
     for turn in range(len(rows)):
         plays = slice(indptr[rows[turn]], indptr[rows[turn] + 1])
         n = plays.stop - plays.start
@@ -469,21 +478,21 @@ def _step_rows(rows, indptr, indices, root, white, z, mean, steps, g, target, no
         x = z[turn]
         residual[:] = mean[turn] - x
         _add_misses(g, n, width, x, target, weights, residual)
-        way[:] = residual
+        direction[:] = residual
         norm = _inner(residual, residual)
         enough = np.float32(1e-13) * norm  # no float32 residual gets much smaller
         for _ in range(steps):
             if norm <= enough:
                 break
-            image[:] = -way
-            _add_misses(g, n, width, way, none, weights, image)
-            length = -norm / _inner(way, image)
+            product[:] = -direction
+            _add_misses(g, n, width, direction, none, weights, product)
+            step = -norm / _inner(direction, product)
             for c in range(width):
-                x[c] += length * way[c]
-                residual[c] += length * image[c]
+                x[c] += step * direction[c]
+                residual[c] += step * product[c]
             before, norm = norm, _inner(residual, residual)
             for c in range(width):
-                way[c] = residual[c] + norm / before * way[c]
+                direction[c] = residual[c] + norm / before * direction[c]
 
 
 @compiled

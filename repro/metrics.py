@@ -59,11 +59,17 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarr
     Raises
     ------
     ValueError
-        When a score may not be finite, or a pair is both held out and excluded.
+        When shapes do not fit, a score may not be finite, or a pair is both held out and excluded.
     """
     held = heldout.tocsr()
     out = sp.csr_matrix(held.shape) if exclude is None else exclude.tocsr()
-    if held.multiply(out).nnz:
+    users_k, items_k, pairs = np.shape(theta), np.shape(beta), (len(theta), len(beta))
+    if users_k[1] != items_k[1] or not held.shape == out.shape == pairs:
+        raise ValueError(
+            f"theta {users_k} and beta {items_k} do not fit heldout {held.shape} and "
+            f"exclude {out.shape}"
+        )
+    if _pattern(held).multiply(_pattern(out)).nnz:
         raise ValueError("a pair is both held out and excluded")
     with np.errstate(over="ignore"):
         theta, beta = (np.ascontiguousarray(x, dtype=np.float32) for x in (theta, beta))
@@ -95,6 +101,11 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarr
 
     parallel.over(count, (users[i : i + _USERS] for i in range(0, len(users), _USERS)))
     return ranks
+
+
+def _pattern(pairs: sp.csr_matrix) -> sp.csr_matrix:
+    ones = np.ones(len(pairs.indices), bool)
+    return sp.csr_matrix((ones, pairs.indices, pairs.indptr), pairs.shape)
 
 
 @compiled
@@ -160,7 +171,7 @@ def _count_both(typing, score, at, n, low, high):
     def generate(context, builder, signature, args):
         v = Vectors(context, builder, signature, args)
         score, at, n, low, high = v.args
-        low, high = v.everywhere(low), v.everywhere(high)
+        low, high = v.broadcast(low), v.broadcast(high)
         above, near = v.variables([v.none, v.none])
         with v.loop(v.whole(n)) as turn:
             value = v.load(score, at, v.times(turn.index, LANES))

@@ -1,4 +1,7 @@
-"""One thread pool for all compiled kernels: they release the GIL and the BLAS stays out of it."""
+"""Threads for compiled kernels and NumPy, which release the GIL; the BLAS keeps to one meanwhile.
+
+To be used from one thread at a time, and not in a process forked after its first use.
+"""
 
 from __future__ import annotations
 

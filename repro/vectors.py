@@ -18,7 +18,15 @@ from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
-LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+
+def _lanes() -> int:
+    try:
+        return 16 if binding.get_host_cpu_features().get("avx512f") else 8
+    except RuntimeError:  # LLVM does not know every processor
+        return 8
+
+
+LANES = _lanes()
 
 _FLOAT, _BYTE, _INT, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -62,7 +70,7 @@ class Vectors:
         ]
 
     zero = ir.VectorType(_FLOAT, LANES)(None)
-    counting = ir.VectorType(_INT, LANES)([_INT(lane) for lane in range(LANES)])
+    iota = ir.VectorType(_INT, LANES)([_INT(lane) for lane in range(LANES)])
     none = _LONG(0)
     number, integer, long = _FLOAT, _INT, _LONG
 
@@ -80,9 +88,9 @@ class Vectors:
             pointer = self.builder.gep(pointer, [step])
         return self.builder.bitcast(pointer, kind.as_pointer())
 
-    def load(self, pointer, *place, kind=_FLOAT):
+    def load(self, pointer, *place):
         """Return the vector that begins at a place."""
-        return self.builder.load(self._at(pointer, place, ir.VectorType(kind, LANES)), align=4)
+        return self.builder.load(self._at(pointer, place, self.zero.type), align=4)
 
     def store(self, value, pointer, *place):
         """Write a vector, or a single value, to a place."""
@@ -92,21 +100,21 @@ class Vectors:
         """Return the one value at a place."""
         return self.builder.load(self._at(pointer, place, _FLOAT))
 
-    def one(self, pointer, *place):
+    def broadcast_at(self, pointer, *place):
         """Return a vector with the value at a place in all lanes."""
-        return self.everywhere(self.value(pointer, *place))
+        return self.broadcast(self.value(pointer, *place))
 
     def lane(self, vector, number: int):
         """Return one value of a vector."""
         return self.builder.extract_element(vector, _INT(number))
 
-    def everywhere(self, value):
+    def broadcast(self, value):
         """Return a vector with a value in all lanes."""
         first = ir.VectorType(value.type, LANES)(ir.Undefined)
         first = self.builder.insert_element(first, value, _INT(0))
-        return self.pick(first, first, [0] * LANES)
+        return self.shuffle(first, first, [0] * LANES)
 
-    def pick(self, a, b, lanes):
+    def shuffle(self, a, b, lanes):
         """Return the numbered lanes of ``a`` followed by ``b``."""
         lanes = ir.VectorType(_INT, len(lanes))([_INT(lane) for lane in lanes])
         return self.builder.shuffle_vector(a, b, lanes)

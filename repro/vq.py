@@ -34,6 +34,8 @@ class Codebook:
         Squared distances are taken in float32 about the mean codeword, so that a common offset of
         frames and codewords costs no digits. Of codewords equally far the first counts.
         """
+        if frames.shape[1] != len(self.offset):
+            raise ValueError(f"frames have {frames.shape[1]} dimensions, not {len(self.offset)}")
         middle = self.centres.mean(0)
         centres = self.centres - middle
         half = ((centres.astype(np.float64) ** 2).sum(1) / 2).astype(np.float32)
@@ -97,8 +99,8 @@ def _scan(typing, minus, dims, tiles, halves, count, found):
         v = Vectors(context, builder, signature, args)
         minus, dims, tiles, halves, count, found = v.args
         frames = [v.times(dims, i) for i in range(_ROWS)]
-        best = v.variables([v.everywhere(v.number(np.inf))] * _ROWS)
-        owners = v.variables([v.counting] * _ROWS)
+        best = v.variables([v.broadcast(v.number(np.inf))] * _ROWS)
+        owners = v.variables([v.iota] * _ROWS)
         sums = v.variables([v.zero] * _ROWS)
         with v.loop(v.whole(count)) as turn:
             half = v.load(halves, v.times(turn.index, LANES))
@@ -108,9 +110,9 @@ def _scan(typing, minus, dims, tiles, halves, count, found):
             with v.loop(dims) as d:
                 c = v.load(tiles, begin, v.times(d.index, LANES))
                 for frame, total in zip(frames, sums, strict=True):
-                    v.add_to(total, v.one(minus, frame, d.index), c)
-            first = v.everywhere(builder.trunc(v.times(turn.index, LANES), v.integer))
-            index = builder.add(first, v.counting)
+                    v.add_to(total, v.broadcast_at(minus, frame, d.index), c)
+            first = v.broadcast(builder.trunc(v.times(turn.index, LANES), v.integer))
+            index = builder.add(first, v.iota)
             for total, slot, owner in zip(sums, best, owners, strict=True):
                 value, before = builder.load(total), builder.load(slot)
                 less = builder.fcmp_ordered("<", value, before)
@@ -121,7 +123,7 @@ def _scan(typing, minus, dims, tiles, halves, count, found):
             while size > 1:  # the better of the two halves of the lanes that are left
                 size //= 2
                 turned = [(lane + size) % LANES for lane in range(LANES)]
-                other, owned = v.pick(value, value, turned), v.pick(index, index, turned)
+                other, owned = v.shuffle(value, value, turned), v.shuffle(index, index, turned)
                 less = builder.fcmp_ordered("<", other, value)
                 equal = builder.fcmp_ordered("==", other, value)
                 sooner = builder.and_(equal, builder.icmp_signed("<", owned, index))

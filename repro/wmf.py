@@ -94,7 +94,7 @@ class ContentPrior:
     def solve(self, beta: torch.Tensor) -> torch.Tensor:
         """Return the W of eq. (3) for the song factors ``beta``."""
         right = self._with_features(beta.cpu().numpy())
-        parts = np.array_split(right, torch.get_num_threads())
+        parts = np.array_split(right, 8)
         w = np.concatenate(parallel.over(lambda part: part @ self._inverse, parts)).T
         return torch.from_numpy(np.ascontiguousarray(w, np.float32)).to(beta.device)
 

@@ -135,6 +135,38 @@ def test_ranks_are_those_of_sorting_when_neither_users_nor_items_fit_one_block(k
     assert np.array_equal(metrics.heldout_ranks(*ranking), metrics.ranks_slowly(*ranking))
 
 
+@pytest.mark.parametrize("items", [1, 63, 64, 65, 1023, 1024, 1025, 2048])
+def test_ranks_are_those_of_sorting_at_the_edges_of_a_tile(items):
+    rng = np.random.default_rng(items)
+    part = rng.choice(3, (30, items), p=[0.6, 0.2, 0.2])
+    theta, beta = rng.standard_normal((30, 5)), rng.standard_normal((items, 5))
+    beta[-1] = beta[0]
+    ranking = theta, beta, *(sp.csr_matrix((part == p) * 1) for p in (1, 2))
+    assert np.array_equal(metrics.heldout_ranks(*ranking), metrics.ranks_slowly(*ranking))
+
+
+@pytest.mark.parametrize("change", ["theta", "beta", "k", "exclude"])
+def test_shapes_that_do_not_fit_are_refused(change):
+    shapes = {"theta": (4, 3), "beta": (6, 3), "exclude": (4, 6)}
+    shapes |= {
+        "theta": {"theta": (5, 3)},
+        "beta": {"beta": (5, 3)},
+        "k": {"theta": (4, 2)},
+        "exclude": {"exclude": (4, 7)},
+    }[change]
+    heldout = sp.csr_matrix(np.eye(4, 6))
+    theta, beta = np.ones(shapes["theta"]), np.ones(shapes["beta"])
+    with pytest.raises(ValueError, match="do not fit"):
+        metrics.heldout_ranks(theta, beta, heldout, sp.csr_matrix(shapes["exclude"]))
+
+
+def test_a_stored_zero_is_a_pair_like_any_other():
+    heldout = sp.csr_matrix(([1.0], ([0], [1])), (2, 3))
+    exclude = sp.csr_matrix(([0.0], ([0], [1])), (2, 3))
+    with pytest.raises(ValueError, match="both held out and excluded"):
+        metrics.heldout_ranks(np.ones((2, 1)), np.ones((3, 1)), heldout, exclude)
+
+
 def test_scores_that_float32_cannot_tell_apart_are_ranked_all_the_same():
     rng = np.random.default_rng(2)
     theta = rng.standard_normal((40, 60)).astype(np.float32)

@@ -77,6 +77,11 @@ def test_assign_takes_any_array_of_numbers(monkeypatch):
     assert np.array_equal(plain(centres).assign(frames).ravel(), expected)
 
 
+def test_frames_of_other_dimensions_are_refused():
+    with pytest.raises(ValueError, match="frames have 11 dimensions, not 12"):
+        plain(np.ones((3, 12), np.float32)).assign(np.ones((5, 11)))
+
+
 def test_first_of_equal_codewords_counts():
     rng = np.random.default_rng(2)
     once = rng.normal(0, 50, (200, 12)).astype(np.float32)

@@ -137,6 +137,39 @@ def test_rows_of_any_shape_are_solved_as_the_slow_way_does(gpu, seed, k, columns
     assert apart(expected, rows(fixed, surplus, 2.0, mean)) < 1e-8
 
 
+EDGES = [7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129]
+
+
+@pytest.mark.parametrize("steps", [None, 60])
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("k", [1, 4, *EDGES, 96, 100, 104, 112, 300])
+def test_rows_at_the_edges_of_panels_and_vectors(k, prior, steps):
+    # Many columns of independent factors: nothing cancels, so each row is held to its own length.
+    lengths = [0, 1, *EDGES, k - 1, k, k + 1, 700, *EDGES, 0, 1]
+    fixed, surplus, mean = problem(lengths, 4 * k + 700, k, seed=k)
+    mean = mean if prior else None
+    start = np.zeros((len(lengths), k))
+    found = solved(fixed, surplus, 2.0, mean, start, steps)
+    assert apart(found, als.solve_slowly(fixed, surplus, 2.0, mean)) < 1e-5
+
+
+@pytest.mark.parametrize("k", [49, 100])
+def test_what_earlier_rows_left_behind_reaches_no_result(k):
+    lengths = [17, 49, 3, 33, 0, 90, 16, 25, 100, 18, 120, 1, 57]
+    fixed, surplus, _ = problem(lengths, 900, k, seed=3)
+    rows = als.Rows.of(surplus, k)
+    for order in (np.arange(len(lengths)), np.argsort(lengths), np.arange(len(lengths))[::-1]):
+        rows.chunks = [torch.from_numpy(order.copy())]
+        found = als.solve(torch.from_numpy(fixed.astype(np.float32)), rows, 2.0).numpy()
+        assert apart(found, als.solve_slowly(fixed, surplus, 2.0)) < 1e-5
+
+
+def test_factors_that_do_not_fit_are_refused():
+    fixed, surplus, _ = problem([5], 15, 2, seed=8)
+    with pytest.raises(ValueError, match="14 fixed factors for 15 columns"):
+        solved(fixed[1:], surplus, 2.0)
+
+
 def test_a_row_alone_is_solved_to_the_same_bits():
     fixed, surplus, mean = problem([3, 90, 17, 0, 40, 1, 150, 17], 150, 21, seed=8)
     whole = solved(fixed, surplus, 2.0, mean)
@@ -153,7 +186,7 @@ def test_number_of_threads_changes_nothing(threads):
         found = solved(fixed, surplus, 2.0, mean)
     finally:
         torch.set_num_threads(before)
-    assert apart(found, expected) < 1e-6
+    assert np.array_equal(found, expected)
 
 
 def test_steps_of_conjugate_gradients_approach_the_solution():
@@ -381,6 +414,7 @@ def test_search_tries_every_pair_and_keeps_the_best(content):
     rng = np.random.default_rng(5)
     plays = plays_of([12] * 40, 30)
     held = sp.csr_matrix(plays.multiply(rng.random(plays.shape) < 0.25))
+    held.eliminate_zeros()
     train = plays - held
     train.eliminate_zeros()
     validate = metrics.validator(held, train)
