@@ -209,7 +209,6 @@ def _solve_rows(rows, indptr, indices, root, white, z, k, g, system, multiples, 
         side = min(length, k)
         stride = _stride(side)
         system[: (side + _PANEL) * stride] = 0
-        multiples[: (side + _PANEL) * stride] = 0
         if length <= k:
             _short_system(indices[plays], root[plays], white, z[turn], g, system, stride)
             _eliminate(system, multiples, side, stride, x)
@@ -276,6 +275,7 @@ def _eliminate(system, multiples, n, stride, x):
     A Cholesky factorisation without roots, M = U' D^-1 U, a panel of rows at a time; ``multiples``
     takes -D^-1 U, but -D^-1 on its diagonal. The solution goes to ``x``, followed by zeros.
     """
+    end = -(-n // LANES) * LANES
     for i in range(0, n, _PANEL):
         own = i * stride + i
         for j in range(i, n + 1, LANES):
@@ -285,7 +285,9 @@ def _eliminate(system, multiples, n, stride, x):
                 _finish_first(system, multiples, stride, own, at)
             else:
                 _finish_next(system, multiples, stride, own, at)
-    end = -(-n // LANES) * LANES
+        for row in range(i, i + _PANEL):
+            for c in range(j + LANES, end):  # read below, times zero, whatever was left there
+                multiples[row * stride + c] = 0
     x[end : end + LANES] = 0
     for i in range(end - LANES, -1, -LANES):
         after = i * stride + i + LANES
