@@ -28,10 +28,21 @@ from numba.extending import intrinsic
 from scipy.linalg import solve_triangular
 
 from repro import parallel
-from repro.vectors import LANES, Vectors, aligned, compiled, prefetch
+from repro.vectors import (
+    LANES,
+    PANEL,
+    Vectors,
+    add_product,
+    add_rows,
+    aligned,
+    compiled,
+    copy_scaled,
+    dot_column,
+    dot_tile,
+    prefetch,
+)
 
 _CHUNKS = 64  # of rows: many, so that no thread waits long for the last
-_PANEL = 8  # rows of a system at a time: enough sums to hide an addition's delay; at most LANES
 _STRIP = 64  # plays of a long row taken at a time: their factors stay in the nearest cache
 _AHEAD = 8  # plays whose factors are asked for before their turn
 _BATCH_FLOATS = 2**24  # of gathered factors in a batch on a GPU
@@ -191,7 +202,7 @@ def _room(longest: int, k: int) -> list[np.ndarray]:
 @compiled
 def _stride(side):
     """Return a row's length in a system: whole vectors, an odd number for the cache's sake."""
-    vectors = (side // _PANEL * _PANEL + 2 * LANES - 1) // LANES
+    vectors = (side // PANEL * PANEL + 2 * LANES - 1) // LANES
     return (vectors + 1 - vectors % 2) * LANES
 
 
@@ -208,12 +219,12 @@ def _solve_rows(rows, indptr, indices, root, white, z, k, g, system, multiples, 
         length = plays.stop - plays.start
         side = min(length, k)
         stride = _stride(side)
-        system[: (side + _PANEL) * stride] = 0
+        system[: (side + PANEL) * stride] = 0
         if length <= k:
             _short_system(indices[plays], root[plays], white, z[turn], g, system, stride)
             _eliminate(system, multiples, side, stride, x)
             for play in range(0, side, LANES):
-                _add_rows(g, play * width, width, x, play, z[turn], width)
+                add_rows(g, play * width, width, x, play, z[turn], width)
         else:
             _long_system(indices[plays], root[plays], white, z[turn], g, system, k, stride)
             _eliminate(system, multiples, side, stride, x)
@@ -227,7 +238,7 @@ def _gather(indices, root, white, g, stride):
         if play + _AHEAD < len(indices):
             _prefetch_row(white, indices[play + _AHEAD])
         place = indices[play] * white.shape[1]
-        _copy_scaled(white, place, root[play], white.shape[1], g, play * stride)
+        copy_scaled(white, place, root[play], white.shape[1], g, play * stride)
 
 
 @compiled
@@ -241,11 +252,11 @@ def _short_system(indices, root, white, mean, g, system, stride):
     """Write I + G G' and, as one more column, its right-hand side into ``system``."""
     n, width = len(indices), white.shape[1]
     _gather(indices, root, white, g, width)
-    _copy_scaled(mean, 0, np.float32(-1), width, g, n * width)
+    copy_scaled(mean, 0, np.float32(-1), width, g, n * width)
     for i in range(0, n, LANES // 4):
         for j in range(i // 4 * 4, n + 1, 4):
             at = i * stride + j
-            _dot_tile(g, i * width, width, g, j * width, width, width, system, at, stride)
+            dot_tile(g, i * width, width, g, j * width, width, width, system, at, stride)
     for play in range(n):
         system[play * stride + play] += 1
         system[play * stride + n] += root[play] + 1 / root[play]
@@ -262,10 +273,10 @@ def _long_system(indices, root, white, mean, g, system, k, stride):
         _gather(indices[strip], root[strip], white, g, stride)
         for play in range(strip.start, strip.stop):
             g[(play - begin) * stride + k] = root[play] + 1 / root[play]
-        for i in range(0, k, _PANEL):
+        for i in range(0, k, PANEL):
             for j in range(i, k + 1, LANES):
                 at = i * stride + j
-                _add_product(g, i, g, j, stride, strip.stop - strip.start, system, at)
+                add_product(g, i, g, j, stride, strip.stop - strip.start, system, at)
 
 
 @compiled
@@ -276,126 +287,23 @@ def _eliminate(system, multiples, n, stride, x):
     takes -D^-1 U, but -D^-1 on its diagonal. The solution goes to ``x``, followed by zeros.
     """
     end = -(-n // LANES) * LANES
-    for i in range(0, n, _PANEL):
+    for i in range(0, n, PANEL):
         own = i * stride + i
         for j in range(i, n + 1, LANES):
             at = i * stride + j
-            _add_product(multiples, i, system, j, stride, i, system, at)
+            add_product(multiples, i, system, j, stride, i, system, at)
             if j == i:
                 _finish_first(system, multiples, stride, own, at)
             else:
                 _finish_next(system, multiples, stride, own, at)
-        for row in range(i, i + _PANEL):
+        for row in range(i, i + PANEL):
             for c in range(j + LANES, end):  # read below, times zero, whatever was left there
                 multiples[row * stride + c] = 0
     x[end : end + LANES] = 0
     for i in range(end - LANES, -1, -LANES):
         after = i * stride + i + LANES
-        _dot_column(multiples, after, stride, x, i + LANES, 0, end - LANES - i, x, i, 0)
+        dot_column(multiples, after, stride, x, i + LANES, 0, end - LANES - i, x, i, 0)
         _substitute(multiples, i * stride + i, i * stride + n, stride, n - i, x, i)
-
-
-@intrinsic
-def _copy_scaled(typing, source, source_at, scale, count, out, out_at):
-    """Write ``count`` values of ``source`` times ``scale`` to ``out``."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        source, source_at, scale, count, out, out_at = v.args
-        scale = v.broadcast(scale)
-        with v.loop(v.whole(count)) as turn:
-            c = v.times(turn.index, LANES)
-            v.store(v.multiply(scale, v.load(source, source_at, c)), out, out_at, c)
-        return v.done
-
-    n = types.int64
-    return types.void(source, n, types.float32, n, out, n), generate
-
-
-@intrinsic
-def _add_product(typing, a, a_at, b, b_at, stride, depth, out, out_at):
-    """Add A'B to _PANEL rows of LANES columns of ``out``; A, B and ``out`` have the same stride."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        a, a_at, b, b_at, stride, depth, out, out_at = v.args
-        rows = [v.times(stride, r) for r in range(_PANEL)]
-        sums = v.variables(v.load(out, out_at, row) for row in rows)
-        with v.loop(depth) as turn:
-            begin = builder.mul(turn.index, stride)
-            right = v.load(b, b_at, begin)
-            for r, total in enumerate(sums):
-                v.add_to(total, v.broadcast_at(a, a_at, begin, r), right)
-        for row, total in zip(rows, sums, strict=True):
-            v.store(builder.load(total), out, out_at, row)
-        return v.done
-
-    n = types.int64
-    return types.void(a, n, b, n, n, n, out, n), generate
-
-
-@intrinsic
-def _add_rows(typing, g, g_at, stride, x, x_at, out, width):
-    """Add the sum of LANES rows of ``g``, each times its value of ``x``, to ``out``."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        g, g_at, stride, x, x_at, out, width = v.args
-        weights = [v.broadcast_at(x, x_at, r) for r in range(LANES)]
-        with v.loop(v.whole(width)) as turn:
-            c = v.times(turn.index, LANES)
-            total = v.load(out, c)
-            for r, weight in enumerate(weights):
-                row = v.load(g, g_at, v.times(stride, r), c)
-                total = v.multiply_add(weight, row, total)
-            v.store(total, out, c)
-        return v.done
-
-    n = types.int64
-    return types.void(g, n, n, x, n, out, n), generate
-
-
-def _dots(rows: int, columns: int):
-    """Return the function that writes the products of so many rows of A and of B, LANES in all."""
-
-    @intrinsic
-    def dots(typing, a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride):
-        def generate(context, builder, signature, args):
-            v = Vectors(context, builder, signature, args)
-            a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride = v.args
-            left = [v.times(a_stride, r) for r in range(rows)]
-            right = [v.times(b_stride, r) for r in range(columns)]
-            sums = v.variables([v.zero] * LANES)
-            with v.loop(v.whole(depth)) as turn:
-                c = v.times(turn.index, LANES)
-                x = [v.load(a, a_at, row, c) for row in left]
-                y = [v.load(b, b_at, row, c) for row in right]
-                for place, total in enumerate(sums):
-                    v.add_to(total, x[place // columns], y[place % columns])
-            parts, size = [builder.load(total) for total in sums], LANES
-            while size > 1:  # two vectors of parts of sums become one of parts half as many
-                size //= 2
-                low = [lane for lane in range(2 * LANES) if lane // size % 2 == 0]
-                high = [lane + size for lane in low]
-                parts = [
-                    builder.fadd(v.shuffle(*pair, low), v.shuffle(*pair, high))
-                    for pair in zip(parts[::2], parts[1::2], strict=True)
-                ]
-            if columns == 1:
-                v.store(parts[0], out, out_at)
-            else:
-                for r in range(rows):
-                    row = v.shuffle(*parts * 2, range(r * columns, (r + 1) * columns))
-                    v.store(row, out, out_at, v.times(stride, r))
-            return v.done
-
-        n = types.int64
-        return types.void(a, n, n, b, n, n, n, out, n, n), generate
-
-    return dots
-
-
-_dot_tile, _dot_column = _dots(LANES // 4, 4), _dots(LANES, 1)
 
 
 def _finish(first: bool):
@@ -409,7 +317,7 @@ def _finish(first: bool):
         def generate(context, builder, signature, args):
             v = Vectors(context, builder, signature, args)
             system, multiples, stride, own, at = v.args
-            rows = [v.times(stride, r) for r in range(_PANEL)]
+            rows = [v.times(stride, r) for r in range(PANEL)]
             x = [v.load(system, at, row) for row in rows]
             for r, row in enumerate(rows):
                 v.store(x[r], system, at, row)
@@ -422,7 +330,7 @@ def _finish(first: bool):
                     v.store(
                         v.multiply(v.broadcast_at(multiples, own, row, r), x[r]), multiples, at, row
                     )
-                for below in range(r + 1, _PANEL):
+                for below in range(r + 1, PANEL):
                     if first:
                         factor = v.broadcast(v.lane(factors, below))
                     else:
@@ -486,7 +394,7 @@ def _step_rows(rows, indptr, indices, root, white, z, mean, steps, g, target, no
         for _ in range(steps):
             if norm <= enough:
                 break
-            product[:] = -direction
+            product[:] = -direction  # and, in a moment, minus the system's product with it
             _add_misses(g, n, width, direction, none, weights, product)
             step = -norm / _inner(direction, product)
             for c in range(width):
@@ -501,10 +409,10 @@ def _step_rows(rows, indptr, indices, root, white, z, mean, steps, g, target, no
 def _add_misses(g, n, width, x, target, weights, out):
     """Add G'(target - G x) to ``out``, for ``n`` rows of G and zeros after them."""
     for play in range(0, n, LANES):
-        _dot_column(g, play * width, width, x, 0, 0, width, weights, 0, 0)
+        dot_column(g, play * width, width, x, 0, 0, width, weights, 0, 0)
         for row in range(LANES):
             weights[row] = target[play + row] - weights[row]
-        _add_rows(g, play * width, width, weights, 0, out, width)
+        add_rows(g, play * width, width, weights, 0, out, width)
 
 
 @compiled(fastmath={"reassoc", "contract"})

@@ -2,7 +2,9 @@
 
 The compiler turns most loops into vector instructions by itself, but not one whose sums are a tile
 of a matrix, and not at the full width of every processor. :class:`Vectors` writes the instructions
-of such a loop as it is compiled.
+of such a loop as it is compiled. Below it stand the products that kernels are made of: of arrays
+taken as flat, each followed by the place where its part begins (``_at``), with the stride from row
+to row.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ def _lanes() -> int:
 
 
 LANES = _lanes()
+PANEL = 8  # rows of a system at a time: enough sums to hide an addition's delay; at most LANES
 
 _FLOAT, _BYTE, _INT, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -161,3 +164,106 @@ def prefetch(typing, array, place):
         return v.done
 
     return types.void(array, types.int64), generate
+
+
+@intrinsic
+def copy_scaled(typing, source, source_at, scale, count, out, out_at):
+    """Write ``count`` values of ``source`` times ``scale`` to ``out``."""
+
+    def generate(context, builder, signature, args):
+        v = Vectors(context, builder, signature, args)
+        source, source_at, scale, count, out, out_at = v.args
+        scale = v.broadcast(scale)
+        with v.loop(v.whole(count)) as turn:
+            c = v.times(turn.index, LANES)
+            v.store(v.multiply(scale, v.load(source, source_at, c)), out, out_at, c)
+        return v.done
+
+    n = types.int64
+    return types.void(source, n, types.float32, n, out, n), generate
+
+
+@intrinsic
+def add_product(typing, a, a_at, b, b_at, stride, depth, out, out_at):
+    """Add A'B to PANEL rows of LANES columns of ``out``; A, B and ``out`` have the same stride."""
+
+    def generate(context, builder, signature, args):
+        v = Vectors(context, builder, signature, args)
+        a, a_at, b, b_at, stride, depth, out, out_at = v.args
+        rows = [v.times(stride, r) for r in range(PANEL)]
+        sums = v.variables(v.load(out, out_at, row) for row in rows)
+        with v.loop(depth) as turn:
+            begin = builder.mul(turn.index, stride)
+            right = v.load(b, b_at, begin)
+            for r, total in enumerate(sums):
+                v.add_to(total, v.broadcast_at(a, a_at, begin, r), right)
+        for row, total in zip(rows, sums, strict=True):
+            v.store(builder.load(total), out, out_at, row)
+        return v.done
+
+    n = types.int64
+    return types.void(a, n, b, n, n, n, out, n), generate
+
+
+@intrinsic
+def add_rows(typing, g, g_at, stride, x, x_at, out, width):
+    """Add the sum of LANES rows of ``g``, each times its value of ``x``, to ``out``."""
+
+    def generate(context, builder, signature, args):
+        v = Vectors(context, builder, signature, args)
+        g, g_at, stride, x, x_at, out, width = v.args
+        weights = [v.broadcast_at(x, x_at, r) for r in range(LANES)]
+        with v.loop(v.whole(width)) as turn:
+            c = v.times(turn.index, LANES)
+            total = v.load(out, c)
+            for r, weight in enumerate(weights):
+                row = v.load(g, g_at, v.times(stride, r), c)
+                total = v.multiply_add(weight, row, total)
+            v.store(total, out, c)
+        return v.done
+
+    n = types.int64
+    return types.void(g, n, n, x, n, out, n), generate
+
+
+def _dots(rows: int, columns: int):
+    """Return the function that writes the products of so many rows of A and of B, LANES in all."""
+
+    @intrinsic
+    def dots(typing, a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride):
+        def generate(context, builder, signature, args):
+            v = Vectors(context, builder, signature, args)
+            a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride = v.args
+            left = [v.times(a_stride, r) for r in range(rows)]
+            right = [v.times(b_stride, r) for r in range(columns)]
+            sums = v.variables([v.zero] * LANES)
+            with v.loop(v.whole(depth)) as turn:
+                c = v.times(turn.index, LANES)
+                x = [v.load(a, a_at, row, c) for row in left]
+                y = [v.load(b, b_at, row, c) for row in right]
+                for place, total in enumerate(sums):
+                    v.add_to(total, x[place // columns], y[place % columns])
+            parts, size = [builder.load(total) for total in sums], LANES
+            while size > 1:  # two vectors of parts of sums become one of parts half as many
+                size //= 2
+                low = [lane for lane in range(2 * LANES) if lane // size % 2 == 0]
+                high = [lane + size for lane in low]
+                parts = [
+                    builder.fadd(v.shuffle(*pair, low), v.shuffle(*pair, high))
+                    for pair in zip(parts[::2], parts[1::2], strict=True)
+                ]
+            if columns == 1:
+                v.store(parts[0], out, out_at)
+            else:
+                for r in range(rows):
+                    row = v.shuffle(*parts * 2, range(r * columns, (r + 1) * columns))
+                    v.store(row, out, out_at, v.times(stride, r))
+            return v.done
+
+        n = types.int64
+        return types.void(a, n, n, b, n, n, n, out, n, n), generate
+
+    return dots
+
+
+dot_tile, dot_column = _dots(LANES // 4, 4), _dots(LANES, 1)

@@ -27,6 +27,8 @@ from scipy.linalg import cho_solve
 
 from repro import als, parallel
 
+_BLOCK = 512  # songs whose features are multiplied at a time
+
 
 def log_surplus(plays: sp.csr_matrix, alpha: float, eps: float, binarise: bool = True):
     """Return the confidence above one of each observed pair, ``alpha log(1 + r / eps)``.
@@ -73,40 +75,44 @@ class ContentPrior:
         self.penalty = np.ones(self.features.shape[1])
         if bias:
             self.penalty[-1] = 0.0
-        gram = self._with_features(self.features)
+        gram = self._with_features(self.features, np.float64)
         factor = np.linalg.cholesky(gram + lambda_w * np.diag(self.penalty))
         self._inverse = cho_solve((factor, True), np.eye(len(gram)))
 
-    def _with_features(self, rows) -> np.ndarray:
-        """Return the product of ``rows'`` and the features in float64, a block at a time."""
+    def _with_features(self, rows, dtype) -> np.ndarray:
+        """Return the product of ``rows'`` and the features; what blocks give adds up in float64."""
 
-        def part(blocks):
-            total = 0.0
-            for begin in blocks:
-                block = slice(begin, begin + 512)
-                h = self.features[block].astype(np.float64)
-                total = total + rows[block].astype(np.float64).T @ h
+        def part(first):
+            total = np.zeros((rows.shape[1], self.features.shape[1]))
+            for begin in range(_BLOCK * first, len(rows), _BLOCK * 8):
+                block = slice(begin, begin + _BLOCK)
+                h = self.features[block].astype(dtype, copy=False)
+                total += rows[block].astype(dtype, copy=False).T @ h
             return total
 
-        starts = range(0, len(self.features), 512)
-        return sum(parallel.over(part, (starts[first::8] for first in range(8))))
+        return sum(parallel.over(part, range(8)))
 
-    def solve(self, beta: torch.Tensor) -> torch.Tensor:
-        """Return the W of eq. (3) for the song factors ``beta``."""
-        right = self._with_features(beta.cpu().numpy())
-        parts = np.array_split(right, 8)
-        w = np.concatenate(parallel.over(lambda part: part @ self._inverse, parts)).T
-        return torch.from_numpy(np.ascontiguousarray(w, np.float32)).to(beta.device)
+    def solve(self, beta: torch.Tensor, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return the W of eq. (3) for the song factors ``beta``.
+
+        The change of ``w``, whose prior means are ``mean``, comes from ``beta - mean``: float32
+        products do, since each sweep mends the last one's rounding.
+        """
+        penalised = self.penalty * w.cpu().numpy().T.astype(np.float64)
+        right = self._with_features((beta - mean).cpu().numpy(), np.float32)
+        parts = np.array_split(right - self.lambda_w * penalised, 4)
+        change = np.concatenate(parallel.over(lambda part: part @ self._inverse, parts)).T
+        return w + torch.from_numpy(np.ascontiguousarray(change, np.float32)).to(beta.device)
 
     def mean(self, w: torch.Tensor) -> torch.Tensor:
         """Return the prior means ``W h_i``, items x K."""
         out = np.empty((len(self.features), w.shape[1]), np.float32)
 
         def multiply(begin):
-            block = slice(begin, begin + 2048)
+            block = slice(begin, begin + _BLOCK)
             np.matmul(self.features[block], w.cpu().numpy(), out=out[block])
 
-        parallel.over(multiply, range(0, len(out), 2048))
+        parallel.over(multiply, range(0, len(out), _BLOCK))
         return torch.from_numpy(out).to(w.device)
 
     def ridge(self, w: torch.Tensor) -> float:
@@ -246,7 +252,7 @@ def fit(
         theta = als.solve(beta, by_user, lambda_theta, None, theta, steps)
         note(sweep, "users")
         if prior is not None:
-            w = prior.solve(beta)
+            w = prior.solve(beta, w, mean)
             note(sweep, "W")
         if validate is not None:
             scores = validate(theta.cpu().numpy(), beta.cpu().numpy())
