@@ -56,7 +56,7 @@ def log_surplus(plays: sp.csr_matrix, alpha: float, eps: float, binarise: bool =
 
 
 class ContentPrior:
-    """The map from features to the prior mean of the song factors, eq. (3), in float64.
+    """The map from features to the prior mean of the song factors, eq. (3), its inverse in float64.
 
     Parameters
     ----------
