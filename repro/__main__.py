@@ -4,8 +4,8 @@ import argparse
 import os
 import sys
 
-from repro import runner
-from repro.config import PROFILES
+from repro import report, results, runner
+from repro.config import PROFILES, VARIANTS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,15 +17,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--profile",
-        choices=PROFILES,
+        metavar="NAME",
         default=os.environ.get("REPRO_PROFILE") or "demo",
-        help="data and settings (default: %(default)s)",
+        help=f"data and settings: {', '.join(PROFILES)}; with a suffix one of its companions: "
+        f"+seed1 and so on, +{', +'.join(VARIANTS)} (default: %(default)s)",
     )
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--only", metavar="NN", help="this notebook alone")
     part.add_argument("--from", metavar="NN", dest="first", help="this notebook and those after")
+    part.add_argument(
+        "--full", action="store_true", help="also all companions, and the notebooks that read them"
+    )
     parser.add_argument("--force", action="store_true", help="also what is up to date")
     parser.add_argument("--list", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--readme", action="store_true", help="put the results into README.md and stop"
+    )
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
@@ -36,14 +43,34 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.data:
         os.environ["REPRO_DATA"] = os.path.abspath(given.data)
+    if given.readme:
+        return write_readme()
     return runner.run(
         given.profile,
         given.device,
         only=given.only,
         first=given.first,
+        full=given.full,
         force=given.force,
         list_only=given.list,
     )
+
+
+def write_readme() -> int:
+    """Bring the tables in README.md up to date with the results, and return the exit status."""
+
+    def table(profile: str, name: str) -> str:
+        return (results.results_root() / profile / "tables" / f"{name}.md").read_text("utf-8")
+
+    path = results.ROOT / "README.md"
+    try:
+        text = report.readme(path.read_text("utf-8"), table)
+    except (OSError, ValueError) as error:
+        print(f"README.md stays as it is: {error}")
+        return runner.REFUSED
+    with results.atomic(path) as file:
+        file.write(text.encode())
+    return runner.DONE
 
 
 if __name__ == "__main__":

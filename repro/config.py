@@ -7,6 +7,7 @@ changes. ``ISMIR`` is Liang, Zhan and Ellis, ISMIR 2015; ``code`` is the authors
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, replace
 
 
@@ -25,6 +26,7 @@ class World:
     tags: int = 140
     frames_per_song: int = 120
     songs_per_user: float = 50.0  # mean of a long-tailed distribution
+    seed: int = 98765  # the world stays the same whatever the seed of split and start
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Profile:
     item: str = "song"  # what is recommended: "song" or "artist"
     content: str = "timbre"  # "timbre" (segments_timbre) or "descriptors" (one vector a track)
     world: World | None = None
+    # Suffixes that --full runs. Which these are decides no number of the profile's own.
+    companions: tuple[str, ...] = field(default=(), repr=False)
 
     seed: int = _setting(98765, "code: song shuffle and factorisation seed")
 
@@ -46,6 +50,9 @@ class Profile:
     sparse_songs_per_user: int = _setting(20, "ISMIR sec. 4.2, SPR keeps users below this")
     sparse_users_per_song: int = _setting(50, "ISMIR sec. 4.2, SPR keeps songs below this")
     cold_fraction: float = _setting(0.05, "ISMIR sec. 4.2: 5% of the DEN songs are out-of-matrix")
+    cold_by_artist: bool = _setting(
+        False, "ISMIR sec. 4.2: songs at random; siblings by one artist leak"
+    )
     test_fraction: float = _setting(0.20, "ISMIR sec. 4.2")
     validation_fraction: float = _setting(0.10, "ISMIR sec. 4.2; code: of what the test leaves")
 
@@ -68,6 +75,7 @@ class Profile:
     batch_size: int = _setting(100, "ISMIR sec. 3.1")
     epochs: int = _setting(50, "code")
     scale_input: bool = _setting(False, "code: histograms as they are")
+    tag_trials: int = _setting(1, "ours: settings tried for every tagger; one is its source's own")
 
     # weighted matrix factorisation
     factors: int = _setting(50, "ISMIR sec. 4.2 (K)")
@@ -75,11 +83,13 @@ class Profile:
     eps: float = _setting(1e-6, "ISMIR sec. 4.2")
     sweeps: int = _setting(10, "code; not stated in the paper")
     bias: bool = _setting(True, "code: unpenalised column of ones beside h; not in eq. (3)")
-    lambda_theta: tuple[float, ...] = _setting((10.0,), "ISMIR sec. 4.2, DEN; values to try")
-    lambda_beta: tuple[float, ...] = _setting((100.0,), "ISMIR sec. 4.2, DEN; values to try")
-    sparse_lambda_theta: tuple[float, ...] = _setting((0.01,), "ISMIR sec. 4.2, SPR")
-    sparse_lambda_beta: tuple[float, ...] = _setting((1.0,), "ISMIR sec. 4.2, SPR")
-    # lambda_W has no value of its own: it equals lambda_theta, in the paper and in its code.
+    lambda_theta: float = _setting(10.0, "ISMIR sec. 4.2, DEN; where a search sets out")
+    lambda_beta: float = _setting(100.0, "ISMIR sec. 4.2, DEN")
+    lambda_w: float = _setting(10.0, "ISMIR sec. 4.2, DEN: the same as lambda_theta")
+    sparse_lambda_theta: float = _setting(0.01, "ISMIR sec. 4.2, SPR; where a search sets out")
+    sparse_lambda_beta: float = _setting(1.0, "ISMIR sec. 4.2, SPR")
+    sparse_lambda_w: float = _setting(0.01, "ISMIR sec. 4.2, SPR: the same as lambda_theta")
+    trials: int = _setting(1, "ours: settings tried for every system; one is its source's own")
 
     # evaluation
     recall_at: tuple[int, ...] = _setting((40, 80, 120, 160, 200), "ISMIR sec. 4.3")
@@ -106,15 +116,16 @@ class Profile:
         """The settings of :func:`repro.wmf.fit` that all models share."""
         return {name: getattr(self, name) for name in ("factors", "sweeps", "bias", "seed")}
 
-    def grid(self, subset: str) -> dict:
-        """The regularisation to try on ``"DEN"`` or ``"SPR"``, for :func:`repro.wmf.search`."""
+    def ridges(self, subset: str) -> dict[str, float]:
+        """The paper's regularisation for ``"DEN"`` or ``"SPR"``."""
         prefix = {"DEN": "", "SPR": "sparse_"}[subset]
-        return {name: getattr(self, prefix + name) for name in ("lambda_theta", "lambda_beta")}
+        names = "lambda_theta", "lambda_beta", "lambda_w"
+        return {name: getattr(self, prefix + name) for name in names}
 
     def derived(self) -> list[str]:
         """The groups above in writing: with the fields, all that decides a profile's results."""
         groups = self.quantisation, self.network, self.factorisation
-        return [repr(group) for group in (*groups, self.grid("DEN"), self.grid("SPR"))]
+        return [repr(group) for group in (*groups, self.ridges("DEN"), self.ridges("SPR"))]
 
     def table(self) -> list[dict]:
         """Return one row a setting: its value here, the paper's, and the source of the latter."""
@@ -138,6 +149,7 @@ DEMO = replace(
     source="world",
     label="synthetic data",
     world=World(),
+    companions=("seed1", "seed2", "seed3", "seed4", "artists", "lenient"),
     cold_fraction=0.10,  # 5% of a small world would be fewer songs than Recall@200 ranks
     codebook_tracks=1_500,
     min_songs_per_tag=50,
@@ -145,10 +157,8 @@ DEMO = replace(
     cold_in_pretraining=False,
     epochs=20,
     scale_input=True,  # a hundred times fewer batches than the paper: see tagging.train
-    lambda_theta=(100.0, 300.0, 1000.0, 3000.0),
-    lambda_beta=(30.0, 100.0, 300.0),
-    sparse_lambda_theta=(10.0, 100.0, 1000.0),
-    sparse_lambda_beta=(10.0, 100.0, 1000.0),
+    tag_trials=2,
+    trials=6,
 )
 
 SMOKE = replace(
@@ -156,6 +166,7 @@ SMOKE = replace(
     name="smoke",
     label="synthetic data, smoke test",
     world=World(500, 400, 60, 6, 24, 30, 20.0),
+    companions=("seed1", "lenient"),
     min_songs_per_user=8,
     min_users_per_song=8,
     sparse_songs_per_user=8,
@@ -167,10 +178,8 @@ SMOKE = replace(
     test_min_tags=2,
     hidden=(64, 64, 64),
     learning_rate=0.05,
-    lambda_theta=(1.0, 10.0),
-    lambda_beta=(1.0, 10.0),
-    sparse_lambda_theta=(1.0, 10.0),
-    sparse_lambda_beta=(1.0, 10.0),
+    tag_trials=2,
+    trials=3,
     factors=8,
     sweeps=4,
     bootstrap=100,
@@ -183,6 +192,7 @@ LASTFM = replace(
     label="HetRec Last.fm-2k, artist level",
     item="artist",
     content="descriptors",
+    companions=("seed1", "seed2", "seed3", "seed4", "eight", "whole", "lenient"),
     min_songs_per_user=5,  # HetRec keeps about 49 top artists a user
     min_users_per_song=1,
     sparse_songs_per_user=20,
@@ -197,10 +207,8 @@ LASTFM = replace(
     cold_in_pretraining=False,
     scale_input=True,
     epochs=12,  # of 3,000 artists; later ones raise the held-out loss
-    lambda_theta=(10.0, 30.0, 100.0, 300.0),
-    lambda_beta=(30.0, 100.0, 300.0, 1000.0),
-    sparse_lambda_theta=(0.1, 1.0, 10.0, 100.0, 1000.0),
-    sparse_lambda_beta=(0.1, 1.0, 10.0, 100.0, 1000.0),
+    tag_trials=3,
+    trials=12,
 )
 
 LASTFM_TIMBRE = replace(
@@ -208,6 +216,7 @@ LASTFM_TIMBRE = replace(
     name="lastfm-timbre",
     label="HetRec Last.fm-2k with MSD timbre, artist level",
     content="timbre",
+    companions=(),
     min_songs_per_tag=5,
     test_min_tags=3,
     cold_fraction=0.20,
@@ -219,3 +228,34 @@ LASTFM_TIMBRE = replace(
 )
 
 PROFILES = {p.name: p for p in (DEMO, SMOKE, LASTFM, LASTFM_TIMBRE, PAPER)}
+
+VARIANTS = {
+    "artists": {"cold_by_artist": True},
+    "lenient": {"cold_in_pretraining": True},
+    "eight": {"frames_per_item": 8},
+    "whole": {"frames_per_item": None},
+}
+
+
+def named(name: str) -> Profile:
+    """Return a profile, or a companion of one: ``base+seed<k>`` or ``base+<variant>``.
+
+    Raises
+    ------
+    ValueError
+        Listing what there is.
+    """
+    base, plus, suffix = name.partition("+")
+    if base not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    profile = PROFILES[base]
+    if not plus:
+        return profile
+    if re.fullmatch("seed[1-9][0-9]*", suffix):
+        changes = {"seed": profile.seed + int(suffix.removeprefix("seed"))}
+    elif suffix in VARIANTS:
+        changes = VARIANTS[suffix]
+    else:
+        there = f"+seed1, +seed2, ..., +{', +'.join(VARIANTS)}"
+        raise ValueError(f"unknown profile {name!r}: {base} alone or with one of {there}")
+    return replace(profile, name=name, companions=(), **changes)

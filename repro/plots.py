@@ -7,15 +7,20 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
 
 _PALETTE = sns.color_palette("colorblind")
 COLOURS = {
     "CF + deep": _PALETTE[0],
     "CF + shallow": _PALETTE[1],
     "WMF": _PALETTE[2],
+    "CTR": _PALETTE[3],
     "regression": _PALETTE[4],
     "bag size": _PALETTE[5],
+    "neighbours": _PALETTE[6],
     "popularity": _PALETTE[7],
+    "CTPF": _PALETTE[8],
+    "PMF": _PALETTE[9],
     "mean item": "0.6",
     "random": "0.75",
 }
@@ -151,18 +156,50 @@ def convergence(histories: dict, metric: str = "ndcg") -> Figure:
 def trials(frame: pd.DataFrame, metric: str = "ndcg") -> Figure:
     """Draw the validation metric of every trial of every system, the winner marked."""
     systems = list(dict.fromkeys(frame["system"]))
-    fig, axes = _panels(len(systems), width=2.6, height=2.5, sharey=True, squeeze=False)
-    for ax, system in zip(axes[0], systems, strict=True):
-        own = frame[frame["system"] == system]
-        for (name, part), marker in zip(own.groupby("lambda_beta"), "osD^vP*", strict=False):
-            ax.plot(
-                part["lambda_theta"], part[metric], marker + "-", ms=4, lw=0.8, label=f"{name:g}"
-            )
-        best = own.loc[own[metric].idxmax()]
-        ax.plot(best["lambda_theta"], best[metric], "o", ms=11, mfc="none", color="black")
-        ax.set(xscale="log", xlabel=r"$\lambda_\theta$", title=system)
-    axes[0, 0].set_ylabel(f"validation {metric.upper()}")
-    axes[0, -1].legend(title=r"$\lambda_\beta$", fontsize=7, title_fontsize=7)
+    fig, ax = _panels(1, width=5.6, height=0.7 + 0.26 * len(systems))
+    for y, system in enumerate(systems):
+        own = frame.loc[frame["system"] == system, metric]
+        ax.plot(own, np.full(len(own), y), "o", ms=4, alpha=0.5, mew=0, color=colour(system))
+        ax.plot(own.max(), y, "o", ms=9, mfc="none", color="black")
+    ax.set(yticks=range(len(systems)), yticklabels=systems, xlabel=f"{metric.upper()} of a trial")
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    return fig
+
+
+def quarters(frames: list[pd.DataFrame], ylabel: str, titles: list[str]) -> Figure:
+    """Draw each system's metric over four groups, one panel a frame of ``tables.by_quarter``."""
+    fig, axes = _panels(len(frames), width=4.2, height=3, squeeze=False)
+    axes = axes[0]
+    for ax, frame, title in zip(axes, frames, titles, strict=True):
+        for system in frame:
+            ax.plot(range(4), frame[system], "o-", ms=3, color=colour(system), label=system)
+        ax.set(xticks=range(4), title=title, ylim=(0, None))
+        ax.set_xticklabels(frame.index, rotation=20, ha="right", fontsize=7)
+    axes[0].set_ylabel(ylabel)
+    axes[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return fig
+
+
+def map_of(factors, names, labels, listeners, seed: int, named: int = 25) -> Figure:
+    """Draw items in two dimensions (t-SNE by cosine), coloured by label, the best known named."""
+    place = TSNE(
+        metric="cosine",
+        init="random",
+        perplexity=min(30, (len(factors) - 1) // 3),
+        random_state=seed,
+    ).fit_transform(np.asarray(factors, np.float32))
+    fig, ax = _panels(1, width=8, height=6)
+    shown = [label for label in dict.fromkeys(sorted(labels)) if label]
+    for label, tint in [("", "0.8"), *zip(shown, _PALETTE, strict=False)]:
+        own = np.asarray(labels) == label
+        ax.scatter(*place[own].T, s=14, lw=0, color=tint, label=label or None)
+    for i in np.argsort(-np.asarray(listeners), kind="stable")[:named]:
+        ax.annotate(
+            str(names[i])[:32].replace("$", r"\$"), place[i], fontsize=5.5, ha="center", va="bottom"
+        )
+    ax.set(xticks=[], yticks=[])
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), title="tag")
     return fig
 
 
@@ -182,6 +219,48 @@ def recall_curves(systems: dict, resamples: int, seed: int) -> Figure:
         )
     ax.set(xlabel="length of the list, M", ylabel="Recall@M", ylim=(0, None), xticks=at)
     ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    return fig
+
+
+def dots(values: dict, xlabel: str) -> Figure:
+    """Draw the values of each system on a line of its own, their mean as a bar."""
+    fig, ax = _panels(1, width=5, height=0.7 + 0.3 * len(values))
+    for y, (name, own) in enumerate(values.items()):
+        ax.plot(own, np.full(len(own), y), "o", ms=5, alpha=0.6, mew=0, color=colour(name))
+        ax.plot([np.mean(own)] * 2, [y - 0.3, y + 0.3], color=colour(name), lw=2)
+    ax.set(yticks=range(len(values)), yticklabels=values, xlabel=xlabel, xlim=(0, None))
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    return fig
+
+
+def sweep(frame: pd.DataFrame, by: str, xlabel: str) -> Figure:
+    """Draw NDCG in-matrix and out-of-matrix of each system along one setting."""
+    fig, axes = _panels(2, width=3.8, height=2.8)
+    for ax, where in zip(axes, ("in-matrix", "out-of-matrix"), strict=True):
+        for system, own in frame.dropna(subset=[where]).groupby("system", sort=False):
+            ax.plot(own[by], own[where], "o-", ms=3, color=colour(system), label=system)
+        ax.set(xscale="log", xlabel=xlabel, title=where)
+    axes[0].set_ylabel("NDCG")
+    axes[0].legend(fontsize=7)
+    return fig
+
+
+def thinning(frame: pd.DataFrame, metric: str = "ndcg") -> Figure:
+    """Draw each system's metric, and what it has over WMF, by the share of the plays kept."""
+    fig, (left, right) = _panels(2, width=4, height=3)
+    plain = frame[frame["system"] == "WMF"].set_index(["share", "draw"])[metric]
+    for system, own in frame.groupby("system", sort=False):
+        values = own.set_index(["share", "draw"])[metric]
+        for ax, shown in ((left, values), (right, values - plain)):
+            band = shown.groupby("share").agg(["mean", "min", "max"])
+            ax.fill_between(band.index, band["min"], band["max"], alpha=0.2, color=colour(system))
+            ax.plot(band.index, band["mean"], "o-", ms=3, color=colour(system), label=system)
+    left.set(xscale="log", xlabel="share of training plays kept", ylabel=metric.upper())
+    right.set(
+        xscale="log", xlabel="share of training plays kept", ylabel=f"{metric.upper()} less WMF's"
+    )
+    left.legend(fontsize=7)
     return fig
 
 

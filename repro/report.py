@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,29 +20,42 @@ SYNTHETIC = (
 
 
 def write(pipeline, renew: bool) -> None:
-    """Write ``manifest.json``, ``README.md`` and ``index.html``, and print the headline table.
+    """Write ``manifest.json``, ``README.md`` and ``index.html``.
 
     Parameters
     ----------
     pipeline : repro.runner.Pipeline
     renew : bool
-        Write them although they exist.
+        Write them although they exist and would say the same.
     """
     folder = pipeline.folder
     stamps = {step: stamp for step in pipeline.steps if (stamp := pipeline.stamp(step))}
-    if renew or not (folder / "index.html").exists():
-        made = manifest(pipeline, stamps)
+    made = manifest(pipeline, stamps)
+    expected = {*pipeline.ordinary, *stamps}
+    stale = [step for step in pipeline.steps if step in expected and pipeline.stale(step)]
+    text = page(folder, made, {s: stamp["journal"] for s, stamp in stamps.items()}, stale)
+    readme, index = folder / "README.md", folder / "index.html"
+    # A companion that ran by itself can make a notebook stale that was not among the chosen.
+    if renew or not (index.exists() and readme.exists() and readme.read_text("utf-8") == text):
         results.write_json(folder / "manifest.json", made)
-        stale = [step for step in pipeline.steps if pipeline.stale(step)]
-        text = page(folder, made, {s: stamp["journal"] for s, stamp in stamps.items()}, stale)
-        for name, content in {"README.md": text, "index.html": _html(text, made)}.items():
-            with results.atomic(folder / name) as file:
+        for path, content in {readme: text, index: _html(text, made)}.items():
+            with results.atomic(path) as file:
                 file.write(content.encode())
+
+
+def show(folder: Path) -> None:
+    """Print where the report is, and the headline table."""
     print(f"\nReport: {folder / 'index.html'}")
-    headline = folder / "tables" / "headline.md"
+    headline = folder / "tables" / f"{_top(folder, 'headline')}.md"
     if headline.exists():
         text = re.sub(r"</?\w+>|\*\*", "", headline.read_text("utf-8"))
         print(html.unescape(text).strip())
+
+
+def _top(folder: Path, name: str) -> str:
+    """Return which table stands for ``name`` at the head of the page: that over seeds, if any."""
+    over_seeds = f"seeds_{name}"
+    return over_seeds if (folder / "tables" / f"{over_seeds}.md").exists() else name
 
 
 def manifest(pipeline, stamps: dict[str, dict]) -> dict:
@@ -69,7 +83,8 @@ def page(folder: Path, made: dict, journals: dict[str, dict], stale: list[str]) 
         lines += [SYNTHETIC, ""]
     if stale:
         lines += [f"> **Not up to date:** {', '.join(stale)}.", ""]
-    for name in TOP_TABLES:
+    top = [_top(folder, name) for name in TOP_TABLES]
+    for name in top:
         path = folder / "tables" / f"{name}.md"
         lines += [path.read_text("utf-8")] if path.exists() else []
     for step, journal in journals.items():
@@ -81,7 +96,7 @@ def page(folder: Path, made: dict, journals: dict[str, dict], stale: list[str]) 
                 width = results.shown_width(folder / "figures" / f"{name}.png")
                 image = f'<img src="figures/{quote(name)}.png" width="{width}"'
                 lines += [f'{image} alt="{html.escape(caption)}">', "", f"*{caption}*", ""]
-            elif name not in TOP_TABLES:
+            elif name not in top:
                 table = (folder / "tables" / f"{name}.md").read_text("utf-8")
                 link = f"Table: [{caption}](tables/{quote(name)}.md)\n"
                 lines += [link if table.count("\n|") > LONG_TABLE else table]
@@ -116,3 +131,27 @@ def _html(text: str, made: dict) -> str:
     exporter = HTMLExporter(exclude_input_prompt=True)
     title = {"metadata": {"name": f"What was found: {made['label']}"}}
     return exporter.from_notebook_node(notebook, title)[0]
+
+
+def readme(text: str, table: Callable[[str, str], str]) -> str:
+    """Return a text with the rows of tables put in where its markers name them.
+
+    Parameters
+    ----------
+    text : str
+        With any number of ``<!-- results/<profile>/tables/<name> -->`` ... ``<!-- end -->``; what
+        stands between two is replaced.
+    table : callable
+        Given profile and name, returns the table's Markdown, of which the rows are taken.
+    """
+
+    def filled(found: re.Match) -> str:
+        rows = [line for line in table(found[2], found[3]).splitlines() if line.startswith("|")]
+        return "\n".join([found[1], "", *rows, "", "<!-- end -->"])
+
+    begin = r"<!-- results/(\S+)/tables/(\S+) -->"
+    between = "(?:(?!<!-- results/).)*?"  # else a forgotten end would swallow the next table
+    new, n = re.subn(f"({begin}){between}<!-- end -->", filled, text, flags=re.DOTALL)
+    if n != len(re.findall(begin, text)):
+        raise ValueError("a table's marker has no <!-- end --> after it")
+    return new

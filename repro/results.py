@@ -17,7 +17,8 @@ import resource
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from IPython.display import Image, Markdown, display
 from scipy import sparse
 from tabulate import tabulate
 
-from repro.config import PROFILES, Profile
+from repro.config import Profile, named
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "scipy", "pandas", "polars", "h5py", "torch", "scikit-learn", "nltk")
@@ -42,13 +43,6 @@ def results_root() -> Path:
 def data_root() -> Path:
     """Return the folder of the raw data: ``$REPRO_DATA``, else ``data`` in the repository."""
     return Path(os.environ.get("REPRO_DATA") or ROOT / "data").absolute()
-
-
-def profile_named(name: str) -> Profile:
-    """Return the profile of that name, or raise a ValueError that lists the names there are."""
-    if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
-    return PROFILES[name]
 
 
 @contextmanager
@@ -74,6 +68,21 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_full(notebook: Path) -> bool:
+    """Return whether a notebook is for ``--full`` alone, because it is slow or reads companions."""
+    metadata = json.loads(notebook.read_text("utf-8"))["metadata"]
+    return metadata.get("repro", {}).get("full", False)
+
+
+def kept_trial(path: Path, key: str) -> dict | None:
+    """Return a trial's result if the run of that key stored it, else None."""
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        return kept["result"] if kept["key"] == key else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def shown_width(png: Path) -> int:
@@ -170,7 +179,29 @@ def _markdown_safe(text: str) -> str:
     return html.escape(text, quote=False).replace("|", "&#124;").replace("$", "&#36;")
 
 
-class Run:
+class Store:
+    """What the notebooks have saved under one profile, to be read.
+
+    Parameters
+    ----------
+    profile : Profile
+    """
+
+    def __init__(self, profile: Profile):
+        self.profile = profile
+        self.folder = results_root() / profile.name
+        self.artifacts = self.folder / "artifacts"
+
+    def load(self, name: str) -> SimpleNamespace:
+        """Return what :meth:`Run.save` wrote, each value as an attribute."""
+        path = self.artifacts / f"{name}.npz"
+        if not path.exists():
+            raise FileNotFoundError(f"artifact {name!r} is missing: run {_maker(name)} first")
+        with np.load(path, allow_pickle=False) as archive:
+            return SimpleNamespace(**_unpack(dict(archive)))
+
+
+class Run(Store):
     """One notebook's execution under one profile, everything it makes entered in a journal.
 
     Parameters
@@ -178,7 +209,7 @@ class Run:
     notebook : str
         The notebook's name without ending, such as ``"01_data_prep"``.
     profile : str, optional
-        A name in :data:`repro.config.PROFILES`; else ``$REPRO_PROFILE``, else ``"demo"``.
+        A name for :func:`repro.config.named`; else ``$REPRO_PROFILE``, else ``"demo"``.
     device : str, optional
         ``"cpu"``, ``"cuda"`` or ``"auto"``; else ``$REPRO_DEVICE``, else a GPU if torch sees one.
 
@@ -191,16 +222,18 @@ class Run:
     artifacts : Path
         What notebooks hand to each other, ``folder / "artifacts"``.
     data : Path
-        The raw data: the synthetic world among the artefacts, or the user's data folder.
+        The raw data: the synthetic world among the artefacts, where companions find that of their
+        base, or the user's data folder.
     """
 
     def __init__(self, notebook: str, profile: str | None = None, device: str | None = None):
+        super().__init__(named(profile or os.environ.get("REPRO_PROFILE") or "demo"))
         self.notebook = notebook
-        self.profile = profile_named(profile or os.environ.get("REPRO_PROFILE") or "demo")
         self.device = _pick_device(device)
-        self.folder = results_root() / self.profile.name
-        self.artifacts = self.folder / "artifacts"
-        self.data = self.artifacts / "world" if self.profile.source == "world" else data_root()
+        base, _, self._suffix = self.profile.name.partition("+")
+        world = results_root() / base / "artifacts" / "world"
+        self.data = world if self.profile.source == "world" else data_root()
+        self._tried: set[str] = set()
         self._started = time.monotonic()
         self._journal = {
             "notebook": notebook,
@@ -248,7 +281,8 @@ class Run:
     @property
     def provenance(self) -> str:
         """One line that says what a number was made from."""
-        parts = [self.label, f"seed {self.profile.seed}", self.device]
+        label = f"{self.label} +{self._suffix}" if self._suffix else self.label
+        parts = [label, f"seed {self.profile.seed}", self.device]
         return " · ".join(parts + ([f"data {self.fingerprint}"] if self.fingerprint else []))
 
     def banner(self) -> None:
@@ -271,13 +305,56 @@ class Run:
             np.savez(file, **packed)  # no objects: _pack refuses them
         self._made(path)
 
-    def load(self, name: str) -> SimpleNamespace:
-        """Return what :meth:`save` wrote, each value as an attribute."""
-        path = self.artifacts / f"{name}.npz"
-        if not path.exists():
-            raise FileNotFoundError(f"artifact {name!r} is missing: run {_maker(name)} first")
-        with np.load(path, allow_pickle=False) as archive:
-            return SimpleNamespace(**_unpack(dict(archive)))
+    def companion(self, suffix: str) -> Store:
+        """Return what the profile's companion of that suffix has saved, if it is finished."""
+        store = Store(named(f"{self.profile.name}+{suffix}"))
+        for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+            stamp = store.artifacts / "stamps" / f"{notebook.stem}.json"
+            if not (is_full(notebook) or stamp.exists()):
+                raise FileNotFoundError(
+                    f"{store.profile.name} lacks {notebook.stem}: "
+                    f"run ./run_all.sh --profile {self.profile.name} --full first"
+                )
+        return store
+
+    @property
+    def companions(self) -> dict[str, Store]:
+        """Those of the profile's companions that are finished, by suffix."""
+        finished = {}
+        for suffix in self.profile.companions:
+            with suppress(FileNotFoundError):
+                finished[suffix] = self.companion(suffix)
+        return finished
+
+    def trial(self, name: str, compute: Callable[[], dict]) -> dict:
+        """Return what ``compute`` returns, from a file if this very run has computed it before.
+
+        So a long notebook goes on where it was interrupted. Nothing is kept when a notebook is run
+        by hand, for nobody knows what it was computed from.
+
+        Parameters
+        ----------
+        name : str
+            Tells the trial from the notebook's others.
+        compute : callable
+            Returns a flat dict of numbers, strings and truth values.
+        """
+        key = os.environ.get("REPRO_KEY")  # the runner's; it changes with all that counts
+        if key and name in self._tried:
+            raise ValueError(f"two trials are named {name!r}")
+        self._tried.add(name)
+        file = f"{hashlib.sha256(name.encode()).hexdigest()}.json"
+        path = self.artifacts / "trials" / self.notebook / file
+        if key and (kept := kept_trial(path, key)) is not None:
+            return kept
+        # Plain from the first, so that the result is the same whether computed or read.
+        result = {k: v.item() if isinstance(v, np.generic) else v for k, v in compute().items()}
+        for entry, value in result.items():
+            if type(entry) is not str or type(value) not in (float, int, str, bool):
+                raise TypeError(f"trial {name!r}: {entry!r} is neither a number nor a string")
+        if key:
+            write_json(path, {"key": key, "name": name, "result": result})
+        return result
 
     def figure(self, fig, name: str, caption: str) -> None:
         """Save a figure as PNG and PDF with its provenance in a footer, show it, and close it."""
@@ -303,8 +380,9 @@ class Run:
         caption: str,
         note: str = "",
         float_format: str = ".4f",
+        shown: bool = True,
     ) -> None:
-        """Save a table as CSV (full precision), Markdown and LaTeX, and show it.
+        """Save a table as CSV (full precision), Markdown and LaTeX, and show it, or a link to it.
 
         The index is a column of the table unless it merely counts the rows.
         """
@@ -328,6 +406,9 @@ class Run:
                 file.write(text.encode())
         self._shown("table", name, caption)
         self._made(*paths)
+        if not shown:
+            display(Markdown(f"{caption}: [{name}.csv](../tables/{name}.csv), {len(rows)} rows"))
+            return
         # The class keeps MathJax from reading the dollar signs in artists' names.
         page = f"<p><b>{html.escape(caption)}</b></p>"
         cells = re.sub("<(t[dh])>", r'<\1 style="text-align: left;">', drawn("html"))

@@ -16,11 +16,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from repro import results
-from repro.config import Profile
+from repro.config import Profile, named
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 CAUSES = {
@@ -127,7 +128,28 @@ class Pipeline:
         return self.root / self.profile.name
 
     @property
+    def ordinary(self) -> list[str]:
+        """The notebooks that run without being asked for."""
+        return [step for step in self._steps if not results.is_full(self.source(step))]
+
+    @property
+    def full(self) -> list[str]:
+        """The notebooks that only ``--full`` runs, or ``--only`` by their number."""
+        return [step for step in self._steps if results.is_full(self.source(step))]
+
+    @property
     def steps(self) -> list[str]:
+        """All notebooks in the order in which they run."""
+        return self.ordinary + self.full
+
+    @property
+    def companions(self) -> list[Pipeline]:
+        """The pipelines of the same data whose results full notebooks read."""
+        names = [f"{self.profile.name}+{suffix}" for suffix in self.profile.companions]
+        return [replace(self, profile=named(name)) for name in names]
+
+    @property
+    def _steps(self) -> list[str]:
         return sorted(path.stem for path in self.notebooks.glob("[0-9][0-9]_*.ipynb"))
 
     def source(self, step: str) -> Path:
@@ -142,9 +164,12 @@ class Pipeline:
 
     def key(self, step: str) -> dict[str, str]:
         """Return what decides a notebook's results, one digest a possible cause of change."""
+        read = [(self, earlier) for earlier in self.steps[: self.steps.index(step)]]
+        if step in self.full:
+            read += [(other, theirs) for other in self.companions for theirs in other.ordinary]
         inputs = []
-        for earlier in self.steps[: self.steps.index(step)]:
-            outputs = (self.stamp(earlier) or {"outputs": {}})["outputs"]
+        for pipeline, earlier in read:
+            outputs = (pipeline.stamp(earlier) or {"outputs": {}})["outputs"]
             inputs += [f"{path} {sha}" for path, sha in sorted(outputs.items())]
         return {
             "settings": _sha(repr(self.profile), *self.profile.derived(), self.device),
@@ -170,9 +195,14 @@ class Pipeline:
                 return f"output {name} is missing or changed"
         return None
 
-    def plan(self, chosen: list[str], force: bool = False) -> dict[str, str | None]:
-        """Return for each chosen notebook why it will run, None for what is up to date."""
-        plan, again = {}, False
+    def plan(
+        self, chosen: list[str], force: bool = False, again: bool = False
+    ) -> dict[str, str | None]:
+        """Return for each chosen notebook why it will run, None for what is up to date.
+
+        ``again`` says that something before the first of them runs again.
+        """
+        plan = {}
         for step in chosen:
             reason = "forced" if force else self.stale(step)
             plan[step] = reason or ("an earlier notebook runs again" if again else None)
@@ -180,7 +210,7 @@ class Pipeline:
         return plan
 
     def forget(self, step: str) -> None:
-        """Remove all that a notebook made, finished or not, and the pages that speak of it."""
+        """Remove all that a notebook made but its trials, and the pages that speak of it."""
         journal = self.folder / "artifacts" / "journal" / f"{step}.json"
         names = [f"notebooks/{step}.ipynb", f"html/{step}.html"]
         names += ["README.md", "index.html", "manifest.json"]
@@ -191,8 +221,11 @@ class Pipeline:
         for name in names:
             (self.folder / name).unlink(missing_ok=True)
 
-    def execute(self, step: str) -> dict:
-        """Execute one notebook, publish it, and return its stamp."""
+    def execute(self, step: str, afresh: bool = False) -> dict:
+        """Execute one notebook, publish it, and return its stamp.
+
+        Trials that an earlier try with the same key has finished are reused, unless ``afresh``.
+        """
         import papermill
 
         started = time.monotonic()
@@ -201,6 +234,11 @@ class Pipeline:
         artifacts = self.folder / "artifacts"
         partial = artifacts / f"{step[:2]}.partial.ipynb"
         artifacts.mkdir(parents=True, exist_ok=True)
+        whole_key = _sha(json.dumps(key))
+        for trial in (artifacts / "trials" / step).glob("*"):
+            if afresh or results.kept_trial(trial, whole_key) is None:
+                trial.unlink()
+        os.environ["REPRO_KEY"] = whole_key  # the kernel inherits it
         try:
             with _kernel_noise_in(artifacts / "logs" / f"{step}.log"):
                 notebook = papermill.execute_notebook(
@@ -217,6 +255,8 @@ class Pipeline:
         except BaseException:
             self.forget(step)
             raise
+        finally:
+            del os.environ["REPRO_KEY"]
         _strip_execution(notebook)
         pages = self._publish(step, notebook)
         partial.unlink()
@@ -348,6 +388,7 @@ def run(
     *,
     only: str | None = None,
     first: str | None = None,
+    full: bool = False,
     force: bool = False,
     list_only: bool = False,
     notebooks: Path | None = None,
@@ -361,6 +402,8 @@ def run(
         Name of the profile; ``"cpu"``, ``"cuda"`` or ``"auto"``.
     only, first : str, optional
         Run this notebook alone, or this one and those after it.
+    full : bool
+        Run all: the ordinary notebooks, those of every companion, then the full ones.
     force : bool
         Run the chosen notebooks even if they are up to date.
     list_only : bool
@@ -376,75 +419,101 @@ def run(
     notebooks = notebooks or results.ROOT / "notebooks"
     root = root or results.results_root()
     try:
-        settings = results.profile_named(profile)
+        settings = named(profile)
         missing = _missing_data(settings)
         data = "" if missing else _data_digest(settings)
         pipeline = Pipeline(settings, device, notebooks, root, data)
         chosen = choose(pipeline.steps, only, first)
+        if not (only or full):
+            chosen = [step for step in chosen if step in pipeline.ordinary]
+        if not chosen:
+            raise Refused(f"{', '.join(pipeline.full)} are for --full, or --only with a number")
         for step in chosen:
             check_parameters(pipeline.source(step))
     except (Refused, ValueError) as error:
         print(f"Cannot start: {error}")
         return REFUSED
 
-    plan = pipeline.plan(chosen, force)
-    _print_plan(pipeline, plan)
+    parts = [(pipeline, chosen)]
+    if full:
+        parts = [(part, part.ordinary) for part in (pipeline, *pipeline.companions)]
+        parts += [(pipeline, pipeline.full)]
+    work, again = [], False
+    for part, steps in parts:
+        work += [(part, part.plan(steps, force, again and part is pipeline))]
+        again = again or any(work[-1][1].values())
+    for part, plan in work:
+        _print_plan(part, plan)
     if missing:
         _print_missing(missing)
     if list_only:
         return DONE
     if missing:
         return REFUSED
-    for earlier in pipeline.steps[: pipeline.steps.index(chosen[0])]:
+    for earlier in takewhile(chosen[0].__ne__, pipeline.ordinary):
         if pipeline.stamp(earlier) is None:
             print(f"Cannot start with {chosen[0]}: {earlier} has to run first")
             return REFUSED
         if reason := pipeline.stale(earlier):
             print(f"Note: {earlier} is not up to date ({reason}); what it made before is used")
+    if only and chosen[0] in pipeline.full:
+        others = [c.profile.name for c in pipeline.companions if any(c.plan(c.ordinary).values())]
+        if others:
+            print(f"Note: not up to date, which --full mends: {', '.join(others)}")
+
+    from repro import report
 
     os.environ["REPRO_RESULTS"] = str(root)  # the kernels inherit it
-    renewed = [step for step in chosen if not plan[step] and pipeline.renew_text(step)]
-    for step in renewed:
-        print(f"{step}: text renewed")
-    status = _run_steps(pipeline, plan, force)
-    if status == DONE:
-        from repro import report
+    command = _command(pipeline, full or chosen[-1] in pipeline.full)
+    for part, plan in work:
+        renewed = [step for step in plan if not plan[step] and part.renew_text(step)]
+        for step in renewed:
+            print(f"{part.profile.name} {step}: text renewed")
+        status = _run_steps(part, plan, force, command)
+        if status != DONE:
+            return status
+        report.write(part, renew=any(plan.values()) or bool(renewed))
+    report.show(pipeline.folder)
+    return DONE
 
-        report.write(pipeline, renew=any(plan.values()) or bool(renewed))
-    return status
 
-
-def _run_steps(pipeline: Pipeline, plan: dict[str, str | None], force: bool) -> int:
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
+def _command(pipeline: Pipeline, full: bool) -> str:
     command = f"./run_all.sh --profile {pipeline.profile.name}"
+    if full:
+        command += " --full"
     if pipeline.device != "auto":
         command += f" --device {pipeline.device}"
     if pipeline.profile.source != "world":
         command += f" --data {results.data_root()}"
+    return command
+
+
+def _run_steps(pipeline: Pipeline, plan: dict[str, str | None], force: bool, command: str) -> int:
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
 
     for step in plan:
         # Asked again: an earlier notebook that ran may have made the very same artefacts.
         if not force and pipeline.stale(step) is None:
             continue
-        print(f"{step} ...", flush=True)
+        title = f"{pipeline.profile.name} {step}"
+        print(f"{title} ...", flush=True)
         try:
-            journal = pipeline.execute(step)["journal"]
+            journal = pipeline.execute(step, afresh=force)["journal"]
         except PapermillExecutionError as error:
             _print_failure(error, pipeline.folder / "artifacts" / f"{step[:2]}.partial.ipynb")
             print(f"What is finished is kept. To go on:  {command}")
             return FAILED
         except DeadKernelError:
             log = pipeline.folder / "artifacts" / "logs" / f"{step}.log"
-            print(f"\nFAILED: the kernel of {step} died, perhaps for want of memory. See {log}")
+            print(f"\nFAILED: the kernel of {title} died, perhaps for want of memory. See {log}")
             print(f"What is finished is kept. To go on:  {command}")
             return FAILED
         except KeyboardInterrupt:
-            print(f"\nInterrupted in {step}. What is finished is kept. To go on:  {command}")
+            print(f"\nInterrupted in {title}. What is finished is kept. To go on:  {command}")
             return INTERRUPTED
         print(
-            f"{step} done: {journal['seconds']:.0f} s, {journal['peak_mib']:.0f} MiB, "
+            f"{title} done: {journal['seconds']:.0f} s, {journal['peak_mib']:.0f} MiB, "
             f"{len(journal['checks'])} checks passed"
         )
     return DONE

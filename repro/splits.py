@@ -88,6 +88,52 @@ def cold_items(n_items: int, fraction: float, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(n_items)[kept:])
 
 
+def cold_artists(artists: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draw whole artists until about `fraction` of the items are theirs (ours).
+
+    A song drawn by itself leaves siblings by the same artist in training, which sound alike and
+    have the same listeners.
+
+    Parameters
+    ----------
+    artists : ndarray of str
+        The artist of each item; an item whose artist is unknown (``""``) stands for itself.
+    fraction, seed
+        As of :func:`cold_items`.
+
+    Returns
+    -------
+    ndarray of int
+        Sorted indices.
+    """
+    itself = np.array([f" {i}" for i in range(len(artists))])
+    _, artist = np.unique(np.where(artists == "", itself, artists), return_inverse=True)
+    drawn = np.random.default_rng(seed).permutation(artist.max(initial=-1) + 1)
+    reached = np.bincount(artist)[drawn].cumsum()
+    wanted = len(artists) - int(len(artists) * (1 - fraction))
+    return np.flatnonzero(np.isin(artist, drawn[: np.searchsorted(reached, wanted) + 1]))
+
+
+def veiled_items(n: int, seen: np.ndarray, seed: int) -> np.ndarray:
+    """Draw in-matrix items that stand for unheard ones where settings are chosen (ours).
+
+    Parameters
+    ----------
+    n : int
+        How many, at most.
+    seen : ndarray of bool
+        The in-matrix items whose tags taught the network: left out, or what is chosen on veiled
+        items would trust features that the network knows by heart.
+    seed : int
+
+    Returns
+    -------
+    ndarray of int
+        Sorted indices into `seen`.
+    """
+    return np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(~seen))[:n])
+
+
 def split_pairs(
     plays: sparse.csr_matrix, test_fraction: float, validation_fraction: float, seed: int
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix, sparse.csr_matrix]:

@@ -8,6 +8,16 @@ import pandas as pd
 from repro import paper
 from repro.metrics import bootstrap
 
+HEADLINE = [
+    "random",
+    "neighbours, VQ",
+    "regression, VQ, linear",
+    "regression, h, linear",
+    "CTPF",
+    "CTR",
+    "CF + shallow",
+    "CF + deep",
+]
 NAMES = {"ndcg": "NDCG", "ndcg_code": "NDCG (code)", "map": "MAP"}
 
 
@@ -48,15 +58,10 @@ def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: i
 
 
 def winners(trials: pd.DataFrame, by: list[str], metric: str = "ndcg") -> pd.DataFrame:
-    """Return each group's best trial, and which of its values lie on the edge of the grid."""
-    best = trials.loc[trials.groupby(by, sort=False)[metric].idxmax()].set_index(by)
-
-    def edges(row):
-        tried = trials.set_index(by).loc[[row.name]]
-        names = [n for n in ("lambda_theta", "lambda_beta") if tried[n].nunique() > 1]
-        return ", ".join(n for n in names if row[n] in (tried[n].min(), tried[n].max()))
-
-    return best.assign(**{"on the edge": best.apply(edges, axis=1)})
+    """Return each group's best trial and the number of its trials."""
+    groups = trials.groupby(by, sort=False)
+    best = trials.loc[groups[metric].idxmax()].set_index(by)
+    return best.assign(trials=groups.size())
 
 
 def gains(systems: dict, than: str, metric: str, resamples: int, seed: int) -> pd.DataFrame:
@@ -75,52 +80,183 @@ def gains(systems: dict, than: str, metric: str, resamples: int, seed: int) -> p
 
 
 def verdicts(
-    found: dict, resamples: int, seed: int, *, same_data: bool, equal_within: float = 0.005
+    draws: list[dict], resamples: int, seed: int, *, same_data: bool, equal_within: float = 0.005
 ) -> pd.DataFrame:
-    """Judge the paper's claims about the settings in ``found`` by our paired differences.
+    """Judge the paper's claims by our paired differences, over one or more draws of the data.
 
-    A claim holds when the whole 95% interval is above zero or, for a claim of equality, within
-    ``equal_within`` of it. It is then *reproduced* on the paper's own data and shows the *same
-    ordering* on other data; else it is *not reproduced*. A claim about a system that we have not
-    run is *not comparable*.
+    A claim holds when the whole 95% interval over users is above zero or, for a claim of equality,
+    within ``equal_within`` of it, and so is the mean of every draw. It is then *reproduced* on the
+    paper's own data and shows the *same ordering* on other data. Where interval and draws are all
+    on the other side it is *not reproduced*, and between the two it is *not settled*. A claim
+    about a system that we have not run is *not comparable*.
 
     Parameters
     ----------
-    found : dict
-        Setting (a key of :data:`repro.paper.PRINTED`) to our systems' per-user metrics by name.
+    draws : list of dict
+        One for each draw (seed): setting (a key of :data:`repro.paper.PRINTED`) to our systems'
+        per-user metrics by name. The users of all draws count alike.
     same_data : bool
         Whether the data are the paper's own.
 
     Returns
     -------
-    DataFrame: ``claim``, ``paper``, ``ours``, ``verdict``.
+    DataFrame: ``claim``, ``paper``, ``ours``, ``verdict``, and with several draws ``draws``, the
+    least and greatest of their means.
     """
     rows = []
     for claim in paper.CLAIMS:
-        if claim.where not in found:
+        if claim.where not in draws[0]:
             continue
         printed = paper.PRINTED[claim.where][claim.metric]
-        systems = found[claim.where]
-        absent = [s for s in (claim.system, claim.than) if systems.get(s) is None]
-        if absent:
-            ours, outcome = f"not run: {', '.join(absent)}", "not comparable"
-        else:
-            both = {s: systems[s] for s in (claim.system, claim.than)}
-            mean, low, high = gains(both, claim.than, claim.metric, resamples, seed).iloc[0]
-            ours = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-            holds = (-equal_within < low and high < equal_within) if claim.equal else low > 0
-            held = "reproduced" if same_data else "same ordering"
-            outcome = held if holds else "not reproduced"
         says = f"{claim.system} {'equals' if claim.equal else 'beats'} {claim.than}"
-        rows.append(
-            {
-                "claim": f"{claim.where}: {says} ({_name(claim.metric)})",
-                "paper": f"{printed[claim.system] - printed[claim.than]:+.4f}",
-                "ours": ours,
-                "verdict": outcome,
-            }
-        )
+        row = {
+            "claim": f"{claim.where}: {says} ({_name(claim.metric)})",
+            "paper": f"{printed[claim.system] - printed[claim.than]:+.4f}",
+        }
+        found = [draw[claim.where] for draw in draws]
+        absent = [s for s in (claim.system, claim.than) if found[0].get(s) is None]
+        if absent:
+            rows.append(
+                row | {"ours": f"not run: {', '.join(absent)}", "verdict": "not comparable"}
+            )
+            continue
+        each = [f[claim.system][[claim.metric]] - f[claim.than][[claim.metric]] for f in found]
+        mean, low, high = bootstrap(pd.concat(each), resamples, seed).iloc[0]
+        seen = np.array([low, high, *(float(e.mean().iloc[0]) for e in each)])
+        if claim.equal:
+            holds, fails = (abs(seen) < equal_within).all(), low > equal_within
+            fails = fails or high < -equal_within
+        else:
+            holds, fails = (seen > 0).all(), (seen < 0).all()
+        held = "reproduced" if same_data else "same ordering"
+        row["ours"] = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+        row["verdict"] = held if holds else "not reproduced" if fails else "not settled"
+        if len(draws) > 1:
+            row["draws"] = f"{seen[2:].min():+.4f} to {seen[2:].max():+.4f}"
+        rows.append(row)
     return pd.DataFrame(rows)
+
+
+def over_draws(draws: list[dict], than: str | None = None) -> pd.DataFrame:
+    """Return mean and standard deviation of every metric over draws (seeds), one row a system.
+
+    Parameters
+    ----------
+    draws : list of dict
+        Per-user metrics by system, one dict a draw.
+    than : str, optional
+        A system; adds the NDCG less its own, averaged over the same users: mean over draws and
+        the least and greatest of them.
+    """
+    rows = {}
+    for system in draws[0]:
+        each = pd.DataFrame([draw[system].mean() for draw in draws])
+        mean, deviation = each.mean(), each.std(ddof=1)
+        rows[system] = {
+            _name(c): f"{mean[c]:.4f}\u00a0±" + f"{deviation[c]:.4f}".lstrip("0") for c in each
+        }
+        if than is not None:
+            less = [(draw[system]["ndcg"] - draw[than]["ndcg"]).mean() for draw in draws]
+            apart = f"{np.mean(less):+.4f} ({min(less):+.4f} to {max(less):+.4f})"
+            rows[system][f"NDCG less {than}"] = "" if system == than else apart
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def headline(systems: dict, metric: str, chance: float, resamples: int, seed: int) -> pd.DataFrame:
+    """Return the ranking of out-of-matrix systems by ``metric`` and NDCG, in multiples of chance.
+
+    Parameters
+    ----------
+    chance : float
+        What ``metric`` is for random lists here; in the paper it was 40 / 4871.
+    """
+    frame = ranking({s: f[[metric, "ndcg"]] for s, f in systems.items()}, None, resamples, seed)
+    printed = paper.DEN_OUT_OF_MATRIX["recall@40"].reindex(list(systems))
+    mean = pd.Series({s: f[metric].mean() for s, f in systems.items()})
+    columns = {
+        "times chance": (mean / chance, "{:.1f}"),
+        "paper: R@40": (printed, "{:.4f}"),
+        "paper: times chance": (printed / (40 / 4871), "{:.1f}"),
+    }
+    for name, (values, style) in columns.items():
+        frame[name] = values.map(style.format).where(values.notna(), "")
+    return frame
+
+
+def packed(systems: dict) -> dict[str, np.ndarray]:
+    """Return per-user metrics as plain arrays, for :meth:`repro.results.Run.save`."""
+    frame = next(iter(systems.values()))
+    return {
+        "users": frame.index.to_numpy(),
+        "columns": np.array(list(frame)),
+        **{name: frame.to_numpy() for name, frame in systems.items()},
+    }
+
+
+def unpacked(saved) -> dict[str, pd.DataFrame]:
+    """Return what :func:`packed` packed, from a loaded artefact."""
+    values = dict(vars(saved))
+    users, columns = pd.Index(values.pop("users"), name="user"), values.pop("columns")
+    return {name: pd.DataFrame(x, users, columns) for name, x in values.items()}
+
+
+def per_tag(saved) -> dict[str, pd.DataFrame]:
+    """Return each tagger's AROC of the tags that all of them could be judged on."""
+    columns = {name: x[:, 2] for name, x in vars(saved).items() if "without" not in name}
+    aroc = pd.DataFrame(columns).dropna()
+    return {name: aroc[[name]].set_axis(["AROC"], axis=1) for name in aroc}
+
+
+def by_quarter(values: pd.DataFrame, by: np.ndarray, of: str) -> pd.DataFrame:
+    """Return the mean of each column over the quarters of the rows, ordered ``by`` a count."""
+    quarter = pd.qcut(pd.Series(by, values.index).rank(method="first"), 4, labels=False)
+    bounds = pd.Series(by, values.index).groupby(quarter).agg(["min", "max"])
+    names = [f"{low:g}–{high:g} {of}" for low, high in bounds.to_numpy()]
+    return values.groupby(quarter).mean().set_axis(names)
+
+
+def coverage(times: np.ndarray) -> dict[str, float]:
+    """Return how widely recommendations spread, from the number of lists that have each item."""
+    reached = np.sort(times)[::-1].cumsum() / max(times.sum(), 1)
+    half = np.searchsorted(reached, 0.5) + 1
+    return {"covered": float((times > 0).mean()), "half of all places": half / len(times)}
+
+
+def labels(ids, tagged_ids, tags, vocabulary, n: int) -> np.ndarray:
+    """Return for each id the rarest of its tags that are among the ``n`` most frequent, or ""."""
+    row = dict(zip(tagged_ids, range(len(tagged_ids)), strict=True))
+    songs = tags.getnnz(axis=0)
+    frequent = np.argsort(-songs, kind="stable")[:n]
+    found = []
+    for one in ids:
+        own = tags[row[one]].indices if one in row else []
+        own = [tag for tag in frequent[::-1] if tag in own]
+        found.append(str(vocabulary[own[0]]) if own else "")
+    return np.array(found)
+
+
+def one_user(user, model, train, test, cold, names, cold_names, n: int) -> pd.DataFrame:
+    """Return a user's history and first ``n`` recommendations of items with and without plays.
+
+    A star marks what the user did play: a pair held out for testing.
+    """
+
+    def first(scores, listed, played):
+        best = np.argsort(-scores, kind="stable")[:n]
+        return [f"{listed[i]}{' *' if i in played else ''}" for i in best]
+
+    seen = train[[user]].indices
+    scores = model.beta @ model.theta[user]
+    scores[seen] = -np.inf
+    history = seen[np.argsort(-train[[user]].data, kind="stable")][:n]
+    columns = {
+        "played": list(names[history]),
+        "recommended, with plays": first(scores, names, test[[user]].indices),
+        "recommended, without": first(
+            model.cold @ model.theta[user], cold_names, cold[[user]].indices
+        ),
+    }
+    return pd.DataFrame({name: pd.Series(x) for name, x in columns.items()}).fillna("")
 
 
 def neighbours(names, factors, other_names, other_factors, n: int = 3) -> pd.DataFrame:

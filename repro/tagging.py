@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 from torch.nn import functional as F
+
+from repro import parallel
+
+_OPTIMISERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
 class TagNetwork(nn.Module):
@@ -21,33 +28,44 @@ class TagNetwork(nn.Module):
     inputs, tags : int
         J codewords and the size of the vocabulary.
     hidden : sequence of int
-        Widths of the hidden layers; the paper has three of 1,200.
+        Widths of the hidden layers; the paper has three of 1,200. None is logistic regression.
     dropout : float
         Share of hidden units dropped, after each hidden layer.
     scale : float
         What inputs are multiplied by.
+    authors : bool
+        Weights and biases from N(0, 0.01^2), and one draw of the dropped units for all rows of a
+        mini-batch (authors' code: deep_tagging).
     """
 
-    def __init__(self, inputs: int, hidden, tags: int, dropout: float, scale: float = 1.0):
+    def __init__(
+        self, inputs: int, hidden, tags: int, dropout: float, scale: float = 1.0, authors=False
+    ):
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
         widths = [inputs, *hidden]
         self.layers = nn.ModuleList(map(nn.Linear, widths[:-1], widths[1:]))
         self.output = nn.Linear(widths[-1], tags)
-        self.dropout = dropout
+        self.dropout, self.authors = dropout, authors
         for layer in [*self.layers, self.output]:
+            if authors:
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.normal_(layer.bias, std=0.01)
+                continue
             # Kaiming: with the authors' N(0, 0.01) the signal of an l1-normalised histogram fades
             # by a factor of some four a layer, and training starts from a plateau.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
-    def hidden(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last hidden layer h, n x 1200."""
+    def hidden(self, x: torch.Tensor, depth: int | None = None) -> torch.Tensor:
+        """Return the last hidden layer h, n x 1200, or that at a ``depth`` from one up."""
         x = x * self.scale
-        for layer in self.layers:
+        for layer in islice(self.layers, depth):
             x = F.relu(layer(x))
-            if self.training:
-                x = x * (_kept(x, self.dropout) / (1 - self.dropout))
+            if self.training and self.dropout:
+                # The authors mask before the ReLU, which is the same: relu(m a) = m relu(a).
+                kept = _kept(x[:1] if self.authors else x, self.dropout)
+                x = x * (kept / (1 - self.dropout))
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -80,6 +98,8 @@ def train(
     *,
     hidden=(1200, 1200, 1200),
     dropout: float = 0.5,
+    optimiser: str = "adagrad",
+    authors: bool = False,
     learning_rate: float = 0.01,
     batch_size: int = 100,
     epochs: int = 50,
@@ -89,13 +109,20 @@ def train(
     watch: tuple[np.ndarray, sp.csr_matrix] | None = None,
     progress: Callable = iter,
 ) -> tuple[TagNetwork, pd.DataFrame]:
-    """Train the tag network by AdaGrad.
+    """Train the tag network, by AdaGrad if nothing else is asked for.
 
     Parameters
     ----------
     histograms : array, n x J
         l1-normalised.
     tags : csr_matrix, n x tags, binary
+    hidden, dropout
+        See :class:`TagNetwork`.
+    optimiser : str
+        ``"adagrad"``, ``"adam"`` or ``"sgd"`` (without momentum).
+    authors : bool
+        The authors' variant: see :class:`TagNetwork`, and the songs in the order given, epoch
+        after epoch.
     scale_input : bool
         Multiply all histograms by one number that makes their mean l2 norm one. Those of some
         hundred frames over 1,024 codewords have one near 0.2, from which AdaGrad's steps of
@@ -113,11 +140,16 @@ def train(
     """
     if len(histograms) != tags.shape[0]:
         raise ValueError(f"{len(histograms)} histograms for {tags.shape[0]} rows of tags")
+    if optimiser not in _OPTIMISERS:
+        raise ValueError(f"optimiser {optimiser!r} is none of {', '.join(_OPTIMISERS)}")
     torch.manual_seed(seed)
     length = float(np.linalg.norm(histograms, axis=1).mean())
     scale = 1.0 / length if scale_input and length else 1.0
-    net = TagNetwork(histograms.shape[1], hidden, tags.shape[1], dropout, scale).to(device)
-    optimiser = torch.optim.Adagrad(net.parameters(), lr=learning_rate, fused=device == "cpu")
+    net = TagNetwork(histograms.shape[1], hidden, tags.shape[1], dropout, scale, authors).to(device)
+    settings = {"lr": learning_rate, "fused": device == "cpu"}
+    if authors and optimiser == "adagrad":
+        settings["eps"] = 1e-8  # beside the root, as theirs
+    stepper = _OPTIMISERS[optimiser](net.parameters(), **settings)
     x = torch.from_numpy(np.ascontiguousarray(histograms, dtype=np.float32))
     y = torch.from_numpy(tags.astype(bool).toarray())
     rng = np.random.default_rng(seed)
@@ -125,12 +157,12 @@ def train(
     for epoch in progress(range(1, epochs + 1)):
         net.train()
         losses = []
-        order = rng.permutation(len(x))
+        order = np.arange(len(x)) if authors else rng.permutation(len(x))
         for batch in np.split(order, np.arange(batch_size, len(order), batch_size)):
             loss = tag_loss(net(x[batch].to(device)), y[batch].to(device, torch.float32))
-            optimiser.zero_grad()
+            stepper.zero_grad()
             loss.backward()
-            optimiser.step()
+            stepper.step()
             losses.append(loss.detach())
         row = {"epoch": epoch, "training": float(torch.stack(losses).mean(dtype=torch.float64))}
         if watch is not None:
@@ -154,9 +186,52 @@ def predict(net: TagNetwork, histograms: np.ndarray) -> np.ndarray:
     return _in_blocks(net, histograms, net)
 
 
-def hidden_layer(net: TagNetwork, histograms: np.ndarray) -> np.ndarray:
-    """Return h, n x F, the last hidden layer without dropout: the content of eq. (2)."""
-    return _in_blocks(net, histograms, net.hidden)
+def hidden_layer(net: TagNetwork, histograms: np.ndarray, layer: int = -1) -> np.ndarray:
+    """Return h, n x F, a hidden layer without dropout; the last one is the content of eq. (2).
+
+    That of a network without any is the histogram itself.
+    """
+    if not net.layers:
+        return np.asarray(histograms, dtype=np.float32)
+    depth = range(1, len(net.layers) + 1)[layer]
+    return _in_blocks(net, histograms, partial(net.hidden, depth=depth))
+
+
+def logistic(
+    histograms: np.ndarray, tags: sp.csr_matrix, penalty: float
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit an l2-penalised logistic regression to each tag: the cheap rival of the network.
+
+    Parameters
+    ----------
+    histograms : array, n x J
+        Multiplied by one number that makes their mean l2 norm one, lest ``penalty`` mean
+        something else for every J.
+    tags : csr_matrix, n x tags, binary
+        A tag of all songs or of none has no regression: its log-odds are constant, counting half
+        a song of the other kind.
+    penalty : float
+        Of ``penalty / 2 ||w||^2`` beside the loss summed over songs; the intercept is free.
+
+    Returns
+    -------
+    callable
+        From histograms, m x J, to logits, m x tags, float32.
+    """
+    if len(histograms) != tags.shape[0]:
+        raise ValueError(f"{len(histograms)} histograms for {tags.shape[0]} rows of tags")
+    length = float(np.linalg.norm(histograms, axis=1).mean()) or 1.0
+    x, y = sp.csr_matrix(histograms, dtype=np.float64) / length, tags.toarray() > 0
+    weight = np.zeros((y.shape[1], histograms.shape[1]), np.float32)
+    share = np.clip(y.mean(0), 0.5 / len(y), 1 - 0.5 / len(y))
+    intercept = np.log(share / (1 - share)).astype(np.float32)
+
+    def fit(tag):
+        model = LogisticRegression(C=1.0 / penalty, max_iter=500).fit(x, y[:, tag])
+        weight[tag], intercept[tag] = model.coef_[0] / length, model.intercept_[0]
+
+    parallel.over(fit, np.flatnonzero(y.any(0) & ~y.all(0)))
+    return lambda histograms: np.asarray(histograms, np.float32) @ weight.T + intercept
 
 
 def per_tag(logits: np.ndarray, tags: sp.csr_matrix, annotate: int = 20, correction=1.25):

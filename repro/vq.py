@@ -11,6 +11,9 @@ import torch
 from numba import types
 from numba.extending import intrinsic
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from repro import parallel
 from repro.vectors import LANES, Vectors, aligned, compiled
@@ -268,3 +271,28 @@ def rows_of(track_ids: np.ndarray, wanted: np.ndarray, counts: sp.csr_matrix) ->
         shape=(len(row), counts.shape[0]),
     )
     return (pick @ counts).tocsr()
+
+
+SCALES = "raw", "root", "tf-idf", "standardised"
+
+
+def rescale(scale: str, features: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return features, and ``others`` by what was learned from the first, on another scale.
+
+    ``raw`` leaves them; ``root`` takes the root, after which products compare distributions
+    (Hellinger); ``tf-idf`` plays down codewords that most items have; ``standardised`` gives every
+    column zero mean and unit variance.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}: choose one of {', '.join(SCALES)}")
+    transform = {
+        "raw": FunctionTransformer(),
+        "root": FunctionTransformer(lambda x: np.sqrt(np.maximum(x, 0))),
+        "tf-idf": make_pipeline(
+            TfidfTransformer(norm="l1"), FunctionTransformer(lambda x: x.toarray())
+        ),
+        "standardised": StandardScaler(),
+    }[scale]
+    scaled = [transform.fit_transform(features)]
+    scaled += [transform.transform(x) if len(x) else x for x in others]
+    return tuple(np.asarray(x, np.float32) for x in scaled)

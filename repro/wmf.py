@@ -17,10 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 import torch
 from scipy.linalg import cho_solve
@@ -120,6 +118,22 @@ class ContentPrior:
         return float((self.penalty[:, None] * w.cpu().numpy().astype(np.float64) ** 2).sum())
 
 
+class FixedPrior:
+    """Prior means that are given, not learned: the topic proportions of CTR (Wang and Blei 2011).
+
+    Parameters
+    ----------
+    means : array, items x K
+    """
+
+    def __init__(self, means, device: str = "cpu"):
+        self.means = torch.from_numpy(np.array(means, dtype=np.float32)).to(device)
+
+    def mean(self, w: None) -> torch.Tensor:
+        """Return the prior means, items x K; there is no map to learn."""
+        return self.means
+
+
 def cold_factors(features, w: np.ndarray) -> np.ndarray:
     """Return the song factors that content alone gives, ``W h_i`` (out-of-matrix prediction).
 
@@ -159,7 +173,7 @@ def objective(surplus, theta, beta, lambda_theta, lambda_beta, prior=None, w=Non
     total += lambda_theta * float((t**2).sum())
     gap = b if prior is None else b - prior.mean(w).double()
     total += lambda_beta * float((gap**2).sum())
-    if prior is not None:
+    if w is not None:
         total += lambda_beta * prior.lambda_w * prior.ridge(w)
     return total / 2
 
@@ -183,6 +197,7 @@ def fit(
     surplus: sp.csr_matrix,
     features=None,
     *,
+    means=None,
     factors: int,
     lambda_theta: float,
     lambda_beta: float,
@@ -206,6 +221,8 @@ def fit(
     surplus : csr_matrix, users x items
         Confidence above one, from :func:`log_surplus`.
     features : array, items x F, optional
+    means : array, items x K, optional
+        Prior means of the song factors that stay as they are, in place of features: CTR.
     factors : int
         K.
     lambda_theta, lambda_beta, lambda_w, bias
@@ -225,6 +242,11 @@ def fit(
     n_users, n_items = surplus.shape
     if features is not None and len(features) != n_items:
         raise ValueError(f"features have {len(features)} rows for {n_items} items")
+    if means is not None and (features is not None or np.shape(means) != (n_items, factors)):
+        raise ValueError(
+            f"means must be {n_items} items x {factors} factors, without features; "
+            f"got {np.shape(means)}"
+        )
     if surplus.nnz and surplus.data.min() <= 0:
         raise ValueError("the surplus of every stored pair must be positive")
     if min(lambda_theta, lambda_beta) <= 0:
@@ -234,7 +256,8 @@ def fit(
     beta = torch.zeros(n_items, factors, device=device)
     by_user = als.Rows.of(surplus, factors, device)
     by_item = als.Rows.of(surplus.T.tocsr(), factors, device)
-    prior = w = None
+    prior = None if means is None else FixedPrior(means, device)
+    w = None
     if features is not None:
         prior = ContentPrior(features, lambda_w, bias)
         w = torch.zeros(prior.features.shape[1], factors, device=device)
@@ -251,7 +274,7 @@ def fit(
         note(sweep, "items")
         theta = als.solve(beta, by_user, lambda_theta, None, theta, steps)
         note(sweep, "users")
-        if prior is not None:
+        if w is not None:
             w = prior.solve(beta, w, mean)
             note(sweep, "W")
         if validate is not None:
@@ -260,47 +283,3 @@ def fit(
     ridges = {"lambda_theta": lambda_theta, "lambda_beta": lambda_beta, "lambda_w": lambda_w}
     w = None if w is None else w.cpu().numpy()
     return Factors(theta.cpu().numpy(), beta.cpu().numpy(), w, ridges, history)
-
-
-def search(
-    surplus: sp.csr_matrix,
-    features=None,
-    *,
-    lambda_theta,
-    lambda_beta,
-    validate: Callable[[np.ndarray, np.ndarray], dict],
-    metric: str = "ndcg",
-    **settings,
-) -> tuple[Factors, pd.DataFrame]:
-    """Fit every pair of ``lambda_theta`` and ``lambda_beta`` and keep the best on validation.
-
-    ``lambda_W`` equals ``lambda_theta``, as in the paper, so that every model has the same trials.
-
-    Parameters
-    ----------
-    lambda_theta, lambda_beta : sequences of float
-    validate : callable
-        From theta and beta to a dict that holds ``metric``; higher is better.
-    settings
-        Passed to :func:`fit`.
-
-    Returns
-    -------
-    Factors
-        The best fit, done again with its objective and validation after every sweep.
-    DataFrame
-        One row a trial: ``lambda_theta``, ``lambda_beta`` and what ``validate`` gave.
-    """
-    trials = []
-    for theta_, beta_ in product(lambda_theta, lambda_beta):
-        ridges = {"lambda_theta": theta_, "lambda_beta": beta_}
-        if len(lambda_theta) * len(lambda_beta) > 1:
-            trial = fit(surplus, features, **ridges, lambda_w=theta_, **settings)
-            trials.append(ridges | validate(trial.theta, trial.beta))
-    best = max(trials, key=lambda t: t[metric], default=ridges)
-    best = {name: best[name] for name in ridges}
-    final = fit(
-        surplus, features, **best, lambda_w=best["lambda_theta"], trace=True, validate=validate,
-        **settings,
-    )  # fmt: skip
-    return final, pd.DataFrame(trials or [best | validate(final.theta, final.beta)])

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "repro"
 MODULES = sorted(PACKAGE.glob("*.py"))
-ALGORITHMS = {"vq", "tagging", "als", "wmf", "regression", "metrics", "splits"}
+ALGORITHMS = {"vq", "tagging", "als", "wmf", "poisson", "regression", "metrics", "splits"}
 SURROUNDINGS = {
     "pathlib",
     "os",

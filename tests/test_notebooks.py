@@ -28,7 +28,7 @@ def code(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_all_six_are_there():
+def test_all_are_there():
     assert [path.stem for path in PATHS] == [
         "01_data_prep",
         "02_vq_histograms",
@@ -36,6 +36,8 @@ def test_all_six_are_there():
         "04_content_aware_als",
         "05_baselines",
         "06_cold_start_evaluation",
+        "07_seeds",
+        "08_studies",
     ]
 
 

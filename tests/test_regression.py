@@ -1,11 +1,12 @@
-"""Content regression against planted maps."""
+"""Content regression against planted maps, closed forms and the dense error."""
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from repro import regression
 
-pytestmark = pytest.mark.filterwarnings("ignore:Stochastic Optimizer")  # small nets, few epochs
+THETA = np.random.default_rng(9).standard_normal((50, 3)).astype(np.float32)
 
 
 def planted(kind, n=400):
@@ -13,53 +14,122 @@ def planted(kind, n=400):
     x = rng.standard_normal((n, 6)) * [1, 100, 0.01, 1, 5, 1] + [0, 3, 1, 0, 0, 0]
     z = (x - x.mean(0)) / x.std(0)
     w = rng.standard_normal((6, 3))
-    return x, (z @ w + 2 if kind == "linear" else np.abs(z) @ w) * 0.003  # small, as beta is
+    beta = (z @ w + 2 if kind == "linear" else np.abs(z) @ w) * 0.003  # small, as beta is
+    return x, beta.astype(np.float32)
+
+
+def listening(n=400):
+    """Return the surplus of random plays of ``n`` items by the users of THETA."""
+    rng = np.random.default_rng(4)
+    surplus = rng.uniform(1, 30, (len(THETA), n)) * (rng.random((len(THETA), n)) < 0.2)
+    surplus[:, 5] = 0  # an item that nobody played
+    return sp.csr_matrix(surplus.astype(np.float32))
+
+
+def fit(x, beta, penalty=1e-3, **settings):
+    return regression.fit(x, THETA, beta, penalty=penalty, **settings)
 
 
 def unexplained(model, x, beta, learned):
     """Return the share of the variance of the songs not learned from that is missed."""
-    gap = ((model.predict(x[learned:]) - beta[learned:]) ** 2).mean()
+    gap = ((model(x[learned:]) - beta[learned:]) ** 2).mean()
     return gap / ((beta[learned:] - beta[:learned].mean(0)) ** 2).mean()
+
+
+def dense_wpe(y, surplus):
+    played = surplus.toarray() > 0
+    return float(((1 + surplus.toarray()) * (played - THETA.astype(float) @ y.T) ** 2).sum())
+
+
+def test_linear_mse_is_ridge_regression():
+    x, beta = planted("bent")
+    z = (x - x.mean(0)) / x.std(0)
+    w = np.linalg.solve(z.T @ z + 30 * np.eye(6), z.T @ (beta - beta.mean(0)))
+    assert np.allclose(fit(x, beta, 30.0)(x), z @ w + beta.mean(0), atol=1e-6)
 
 
 def test_linear_recovers_a_linear_map():
     x, beta = planted("linear")
-    model = regression.linear(x[:300], beta[:300])
-    assert unexplained(model, x, beta, 300) < 1e-3
+    assert unexplained(fit(x[:300], beta[:300]), x, beta, 300) < 1e-3
 
 
-def test_linear_of_noise_is_the_mean():
-    x, _ = planted("linear")
-    beta = np.random.default_rng(2).standard_normal((400, 3)) + 5
-    predicted = regression.linear(x[:300], beta[:300]).predict(x[300:])
-    assert np.abs(predicted - beta[:300].mean(0)).max() < 0.2
+def test_quadratic_is_the_weighted_prediction_error():
+    surplus = listening()
+    a, b = regression.quadratic(THETA, surplus)
+    y = np.random.default_rng(1).standard_normal((400, 3))
+    short = np.einsum("ik,ikl,il->", y, a, y) - 2 * (b * y).sum()
+    plays_alone = float((1 + surplus.data).sum())  # what does not depend on y
+    assert short + plays_alone == pytest.approx(dense_wpe(y, surplus), rel=1e-5)
 
 
-def test_mlp_learns_what_no_line_can():
-    x, beta = planted("bent", 1200)
-    assert unexplained(regression.linear(x[:1000], beta[:1000]), x, beta, 1000) > 0.9
-    assert unexplained(regression.mlp(x[:1000], beta[:1000], 0, 100), x, beta, 1000) < 0.4
-
-
-@pytest.mark.parametrize("units", [1e-4, 1.0, 1e3])
-def test_mlp_predicts_in_the_units_of_the_factors(units):
+def test_linear_wpe_is_at_its_minimum():
     x, beta = planted("linear")
-    base = regression.mlp(x, beta, 3, units=20).predict(x)
-    scaled = regression.mlp(x, beta * units, 3, units=20).predict(x)
-    assert np.allclose(scaled / units, base, atol=0.02 * beta.std())
-    assert scaled.std() == pytest.approx((beta * units).std(), rel=0.2)
+    surplus = listening()
+    model = fit(x, beta, 1e-6, surplus=surplus)
+    y = model(x)
+    best = dense_wpe(y, surplus)
+    assert best < dense_wpe(fit(x, beta)(x), surplus)
+    z = np.column_stack([(x - x.mean(0)) / x.std(0), np.ones(len(x))])
+    played = surplus.toarray() > 0
+    miss = (1 + surplus.toarray()) * (THETA.astype(float) @ y.T - played)
+    gradient = z.T @ (miss.T @ THETA)
+    assert np.abs(gradient).max() < 1e-3 * np.abs(z.T @ ((1 + surplus.toarray()).T @ THETA)).max()
 
 
-def test_mlp_is_deterministic_from_its_seed():
+@pytest.mark.parametrize("weighted", [False, True])
+def test_network_learns_what_no_line_can(weighted):
+    x, beta = planted("bent", 1200)
+    if weighted:  # plays that follow the factors
+        odds = 1 / (1 + np.exp(-4 * THETA @ (beta / beta.std()).T))
+        plays = np.random.default_rng(2).random(odds.shape) < odds
+        surplus = sp.csr_matrix(9.0 * plays, dtype=np.float32)
+        losses = []
+        for units in (0, 200):
+            model = fit(x[:1000], beta[:1000], surplus=surplus[:, :1000], units=units, epochs=60)
+            losses.append(dense_wpe(model(x[1000:]), surplus[:, 1000:]))
+        assert losses[1] < losses[0]
+    else:
+        assert unexplained(fit(x[:1000], beta[:1000]), x, beta, 1000) > 0.9
+        network = fit(x[:1000], beta[:1000], units=200, epochs=80)
+        assert unexplained(network, x, beta, 1000) < 0.5
+
+
+@pytest.mark.parametrize("units", [1e-4, 1e3])
+def test_network_predicts_in_the_units_of_the_factors(units):
+    x, beta = planted("linear")
+    base = fit(x, beta, units=20)(x)
+    scaled = fit(x, beta * np.float32(units), units=20)(x)
+    assert np.allclose(scaled / units, base, atol=0.05 * beta.std())
+
+
+@pytest.mark.parametrize("surplus", [None, listening()], ids=["MSE", "WPE"])
+def test_network_is_deterministic_from_its_seed(surplus):
     x, beta = planted("bent")
-    one, two, other = (regression.mlp(x, beta, seed, 20).predict(x) for seed in (1, 1, 2))
-    assert np.array_equal(one, two)
-    assert not np.array_equal(one, other)
+    one, two, other = (
+        fit(x, beta, surplus=surplus, units=20, epochs=3, seed=seed)(x) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(one, two) and not np.array_equal(one, other)
 
 
-def test_mlp_has_the_asked_hidden_layer():
-    x, beta = planted("bent")
-    assert [c.shape for c in regression.mlp(x, beta, 0, 70).regressor_[-1].coefs_] == [
-        (6, 70),
-        (70, 3),
-    ]
+@pytest.mark.parametrize("surplus", [None, listening()], ids=["MSE", "WPE"])
+@pytest.mark.parametrize("units", [0, 20])
+def test_a_constant_feature_has_no_say(surplus, units):
+    x, beta = planted("linear")
+    x[:, 2] = 7.0
+    model = fit(x, beta, surplus=surplus, units=units, epochs=3)
+    moved = x.copy()
+    moved[:, 2] = -1e6
+    assert np.isfinite(model(x)).all() and np.array_equal(model(x), model(moved))
+    assert model(x[:0]).shape == (0, 3) and model(x).dtype == np.float32
+
+
+def test_what_does_not_fit_is_refused():
+    x, beta = planted("linear")
+    with pytest.raises(ValueError, match=r"features are \(399, 6\), beta is \(400, 3\)"):
+        fit(x[1:], beta)
+    with pytest.raises(ValueError, match=r"theta is \(50, 3\), beta is \(400, 2\)"):
+        fit(x, beta[:, :2])
+    with pytest.raises(ValueError, match=r"surplus is \(50, 30\) for 50 users x 400 items"):
+        fit(x, beta, surplus=listening()[:, :30])
+    with pytest.raises(ValueError, match="penalty must be positive"):
+        fit(x, beta, 0.0)

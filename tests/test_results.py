@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from repro.results import Run, atomic, digest
+from repro import config, report
+from repro.results import Run, atomic, digest, write_json
 
 AWKWARD = "A$AP | <b>Ke$ha</b> & Æ"
 
@@ -168,3 +169,125 @@ def test_a_synthetic_world_in_the_place_of_real_files_is_called_synthetic(tmp_pa
     fake = Run("01_toy", "paper", "cpu")
     assert not fake.on_the_papers_data and "synthetic data" in fake.provenance
     assert not Run("01_toy", "lastfm", "cpu").on_the_papers_data
+
+
+def test_a_companion_differs_in_what_its_name_says():
+    assert config.named("demo") is config.DEMO
+    other = config.named("demo+seed3")
+    assert (other.name, other.seed) == ("demo+seed3", config.DEMO.seed + 3)
+    assert (other.world, other.companions) == (config.DEMO.world, ())
+    assert config.named("lastfm+whole").frames_per_item is None
+    assert config.named("smoke+artists").cold_by_artist
+    for profile in config.PROFILES.values():
+        for suffix in profile.companions:
+            found = config.named(f"{profile.name}+{suffix}")
+            differ = [
+                a["setting"] for a, b in zip(found.table(), profile.table(), strict=True) if a != b
+            ]
+            assert len(differ) == 1
+
+
+@pytest.mark.parametrize("name", ["demo+seed0", "demo+seed", "demo+", "demo+seed1+lenient"])
+def test_an_unknown_companion_lists_the_known(name):
+    with pytest.raises(ValueError, match=r"demo alone or with one of \+seed1, .*, \+artists"):
+        config.named(name)
+
+
+def test_a_companion_has_its_own_results_and_its_bases_world(run):
+    other = Run("01_toy", "smoke+lenient", "cpu")
+    assert other.folder.name == "smoke+lenient"
+    assert other.data == run.data
+    assert other.provenance == "synthetic data, smoke test +lenient · seed 98765 · cpu"
+
+
+def test_companions_are_read_once_they_are_finished(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("repro.results.ROOT", tmp_path)
+    for name, metadata in {"01_toy": {}, "02_full": {"repro": {"full": True}}}.items():
+        write_json(tmp_path / "notebooks" / f"{name}.ipynb", {"metadata": metadata})
+    Run("01_toy", "smoke+seed1", "cpu").save("toy", x=7)
+    assert run.companions == {}
+    with pytest.raises(
+        FileNotFoundError, match=r"smoke\+seed1 lacks 01_toy: .* smoke --full first"
+    ):
+        run.companion("seed1")
+    folder = run.folder.with_name("smoke+seed1")
+    write_json(folder / "artifacts" / "stamps" / "01_toy.json", {})
+    before = sorted(folder.rglob("*"))
+    assert list(run.companions) == ["seed1"]
+    found = run.companions["seed1"]
+    assert (found.load("toy").x, found.profile.seed) == (7, run.profile.seed + 1)
+    assert sorted(folder.rglob("*")) == before  # reading leaves no trace
+
+
+def test_a_trial_is_kept_for_the_run_of_the_same_key_alone(monkeypatch):
+    value = {"x": np.float32(0.1), "y": 1 / 3, "nan": np.nan, "n": np.int64(3), "on": np.True_}
+
+    def trial(key, name="a trial", compute=lambda: value):
+        if key:
+            monkeypatch.setenv("REPRO_KEY", key)
+        return Run("01_toy", "smoke", "cpu").trial(name, compute)
+
+    def never():
+        raise AssertionError("computed")
+
+    assert repr(trial(None)) == repr(trial(None))
+    with pytest.raises(AssertionError, match="computed"):
+        trial("one", compute=never)  # by hand nothing was kept
+    first = trial("one")
+    assert {type(x) for x in first.values()} == {float, int, bool}
+    assert first["x"] == np.float32(0.1)
+    assert repr(trial("one", compute=never)) == repr(first)
+    for key, name in (("two", "a trial"), ("one", "another")):
+        with pytest.raises(AssertionError, match="computed"):
+            trial(key, name, compute=never)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"key": "one"}', '{"key": "one", "resu'])
+def test_a_corrupt_trial_counts_for_nothing(run, monkeypatch, text):
+    monkeypatch.setenv("REPRO_KEY", "one")
+    run.trial("a trial", lambda: {"x": 1})
+    (path,) = (run.artifacts / "trials" / "01_toy").iterdir()
+    path.write_text(text)
+    assert Run("01_toy", "smoke", "cpu").trial("a trial", lambda: {"x": 2}) == {"x": 2}
+
+
+@pytest.mark.parametrize("value", [None, [1], (1, 2), {"a": 1}, np.arange(3)])
+def test_a_trial_is_flat(run, value):
+    with pytest.raises(TypeError, match="trial 'bad': 'x' is neither a number nor a string"):
+        run.trial("bad", lambda: {"x": value})
+
+
+def test_two_trials_do_not_share_a_name(run, monkeypatch):
+    run.trial("a trial", dict)
+    assert run.trial("a trial", dict) == {}  # by hand a cell may be run again
+    monkeypatch.setenv("REPRO_KEY", "one")
+    with pytest.raises(ValueError, match="two trials are named 'a trial'"):
+        run.trial("a trial", dict)
+
+
+def test_the_page_prefers_the_tables_over_seeds(run):
+    for name in ("headline", "seeds_headline", "verdicts"):
+        run.table(pd.DataFrame({"n": [1]}), name, f"Caption of {name}")
+    made = {name: run.label for name in ("profile", "label", "seed", "device", "threads")}
+    made |= {"versions": {}, "data": None, "commit": "", "notebooks": {}}
+    write_json(run.folder / "notebooks" / "01_toy.ipynb", {"cells": [{"source": "# Toy"}]})
+    head, _, section = report.page(run.folder, made, {"01_toy": journal(run)}, []).partition("##")
+    assert "Caption of seeds_headline" in head and "Caption of verdicts" in head
+    assert "Caption of headline" in section
+    assert "Caption of seeds_headline" not in section and "Caption of verdicts" not in section
+
+
+def test_a_readme_gets_the_rows_of_its_tables():
+    def table(profile, name):
+        return f"**{name}**\n\n| {profile} |\n|:--|\n| \\1 |\n\n<small>note</small>\n"
+
+    text = "a\n<!-- results/demo/tables/headline -->\n| old |\n<!-- end -->\nb\n"
+    text += "<!-- results/lastfm+whole/tables/cold_den --><!-- end -->\n"
+    filled = report.readme(text, table)
+    assert "-->\n\n| demo |\n|:--|\n| \\1 |\n\n<!-- end -->\nb\n" in filled
+    assert "| lastfm+whole |" in filled and "note<" not in filled and "| old" not in filled
+    assert report.readme(filled, table) == filled
+    assert report.readme("no markers", table) == "no markers"
+    forgotten = text.replace("<!-- end -->", "", 1)
+    with pytest.raises(ValueError, match="no <!-- end --> after it"):
+        report.readme(forgotten, table)

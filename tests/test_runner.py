@@ -1,6 +1,7 @@
 """The runner skips only what is up to date, and leaves nothing that looks finished but is not."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import nbformat
 import pytest
 
 from repro import config, results, runner
+from repro.__main__ import main
 from repro.runner import DONE, FAILED, REFUSED
 
 SET_UP = """
@@ -19,7 +21,7 @@ sys.modules["torch"] = types.SimpleNamespace(get_num_threads=lambda: 1)
 from repro.results import Run
 run = Run("{name}", profile, "cpu")
 with open(run.folder.parent.parent / "trace", "a") as trace:
-    trace.write("{name} ")
+    trace.write("{name}:" + run.profile.name + " ")
 """
 FIRST = 'run.save("numbers", x=[1, 2, 3])\nrun.check("three numbers", True)'
 SECOND = """
@@ -29,9 +31,35 @@ run.save("total", total=total)
 run.table(pd.DataFrame({"total": [total]}), "headline", "The total")
 """
 THIRD = 'print(run.load("total").total)'
+SEEDED = """
+from pathlib import Path
+if run.profile.name == "smoke+lenient" and not Path("calm").exists():
+    raise ValueError("no such luck")
+run.save("numbers", x=[run.profile.seed, run.profile.cold_in_pretraining])
+"""
+READER = """
+from pathlib import Path
+import pandas as pd
+from repro import results
+results.ROOT = Path.cwd().parent  # where the toys are
+found = {name: list(c.load("numbers").x) for name, c in run.companions.items()}
+run.table(pd.DataFrame(found), "seeds_headline", "All draws")
+"""
+TRIALS = """
+import os
+from pathlib import Path
+def compute(i):
+    with open("computed", "a") as file:
+        file.write(str(i))
+    if i == 2 and not Path("calm").exists():
+        END
+    return {"third": i / 3, "square": i * i, "odd": i % 2 == 1, "name": str(i)}
+rows = [run.trial(f"point {i}", lambda: compute(i)) for i in range(4)]
+run.save("rows", rows=[repr(row) for row in rows])
+"""
 
 
-def write_notebook(folder, name, code, parameters="profile = None\ndevice = None"):
+def write_notebook(folder, name, code, parameters="profile = None\ndevice = None", **metadata):
     cells = [
         nbformat.v4.new_markdown_cell(f"# {name}"),
         nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
@@ -40,6 +68,7 @@ def write_notebook(folder, name, code, parameters="profile = None\ndevice = None
     ]
     notebook = nbformat.v4.new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    notebook.metadata["repro"] = metadata
     folder.mkdir(exist_ok=True)
     nbformat.write(notebook, folder / f"{name}.ipynb")
 
@@ -48,27 +77,53 @@ def write_notebook(folder, name, code, parameters="profile = None\ndevice = None
 def project(tmp_path, monkeypatch):
     """Three toy notebooks, each needing the one before, and what it takes to run them."""
     monkeypatch.setenv("PYTHONPATH", str(results.ROOT))
-    return Project(tmp_path)
+    return Project(tmp_path, {"01_first": FIRST, "02_second": SECOND, "03_third": THIRD})
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    """One toy notebook, and a full one that reads what the first made in the companions."""
+    monkeypatch.setenv("PYTHONPATH", str(results.ROOT))
+    family = Project(tmp_path, {"01_seeded": SEEDED})
+    family.edit("02_reader", READER, full=True)
+    return family
+
+
+@pytest.fixture
+def trials(tmp_path, monkeypatch):
+    """One toy notebook of four trials, in whose third something happens the first time."""
+    monkeypatch.setenv("PYTHONPATH", str(results.ROOT))
+    return Project(tmp_path, {"01_trials": TRIALS.replace("END", "raise ValueError")})
 
 
 class Project:
-    def __init__(self, folder):
+    def __init__(self, folder, code):
         self.notebooks = folder / "notebooks"
         self.root = folder / "results"
         self.made = self.root / "smoke"
         self.trace = folder / "trace"
-        self.code = {"01_first": FIRST, "02_second": SECOND, "03_third": THIRD}
-        for name, code in self.code.items():
-            write_notebook(self.notebooks, name, code)
+        for name, source in code.items():
+            self.edit(name, source)
 
-    def edit(self, name, code):
-        write_notebook(self.notebooks, name, code)
+    def edit(self, name, code, **metadata):
+        write_notebook(self.notebooks, name, code, **metadata)
 
     def run(self, profile="smoke", **options):
         """Run, and return the exit status and the notebooks that were executed."""
         self.trace.write_text("")
         status = runner.run(profile, "cpu", notebooks=self.notebooks, root=self.root, **options)
         return status, [name[:2] for name in self.trace.read_text().split()]
+
+    def companions(self):
+        """Return what was executed in the last run, by the suffix of its profile."""
+        return [name[:2] + name.partition("smoke")[2] for name in self.trace.read_text().split()]
+
+    def computed(self):
+        """Return which trials were computed since the last time that this was asked."""
+        path = self.notebooks / "computed"
+        found = path.read_text() if path.exists() else ""
+        path.unlink(missing_ok=True)
+        return found
 
     def plan(self, device="cpu"):
         pipeline = runner.Pipeline(config.SMOKE, device, self.notebooks, self.root)
@@ -276,3 +331,130 @@ def test_missing_data_is_described_and_stops_all(project, monkeypatch, capsys):
 def test_an_unknown_profile_is_refused(project, capsys):
     assert project.run("smokey") == (REFUSED, [])
     assert "unknown profile 'smokey'" in capsys.readouterr().out
+
+
+def test_full_runs_the_companions_then_what_reads_them(family, capsys):
+    assert family.run() == (DONE, ["01"])
+    assert "Not up to date" not in (family.made / "README.md").read_text("utf-8")
+    assert family.run(first="02") == (REFUSED, [])
+    assert "02_reader are for --full" in capsys.readouterr().out
+
+    # A companion fails; the same command goes on after it has been mended.
+    assert family.run(full=True)[0] == FAILED
+    assert family.companions() == ["01+seed1", "01+lenient"]
+    told = capsys.readouterr().out
+    assert "smoke+lenient 01_seeded ..." in told
+    assert "To go on:  ./run_all.sh --profile smoke --full --device cpu" in told
+    (family.notebooks / "calm").touch()
+    assert family.run(full=True, list_only=True) == (DONE, [])
+    plan = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert [line.split("(")[0].strip() for line in plan] == [
+        "Profile smoke",
+        "01_seeded                  up to date",
+        "Profile smoke+seed1",
+        "01_seeded                  up to date",
+        "Profile smoke+lenient",
+        "01_seeded                  runs: new",
+        "Profile smoke",
+        "02_reader                  runs: new",
+    ]
+    assert family.run(full=True)[0] == DONE
+    assert family.companions() == ["01+lenient", "02"]
+
+    # Each with its own settings, in its own folder; the report's head is over all of them.
+    base = config.SMOKE.seed
+    table = (family.made / "tables/seeds_headline.csv").read_text()
+    assert table.split() == ["seed1,lenient", f"{base + 1},{base}", "0,1"]
+    assert (family.root / "smoke+lenient" / "README.md").exists()
+    assert "All draws" in capsys.readouterr().out
+
+    assert family.run(full=True) == (DONE, [])
+    assert family.run() == (DONE, [])
+    page = (family.made / "README.md").read_text("utf-8")
+    assert "All draws" in page and "Not up to date" not in page
+
+    # Other numbers in a companion make stale what reads them, and the report says so.
+    stamp = family.root / "smoke+seed1/artifacts/stamps/01_seeded.json"
+    changed = json.loads(stamp.read_text())
+    changed["outputs"]["artifacts/numbers.npz"] = "other"
+    stamp.write_text(json.dumps(changed))
+    assert family.plan() == {"01": None, "02": "input changed"}
+    assert family.run() == (DONE, [])
+    page = (family.made / "README.md").read_text("utf-8")
+    assert "**Not up to date:** 02_reader." in page and "All draws" in page
+    assert family.run(only="02") == (DONE, ["02"])
+    assert "which --full mends: smoke+seed1" in capsys.readouterr().out
+
+
+def test_what_reads_the_companions_runs_again_with_them(family, capsys):
+    family.run(full=True, list_only=True, force=True)
+    assert capsys.readouterr().out.count("runs: forced") == 4
+    for name in ("smoke", "smoke+seed1", "smoke+lenient"):
+        pipeline = runner.Pipeline(config.named(name), "cpu", family.notebooks, family.root)
+        for step in pipeline.steps if name == "smoke" else pipeline.ordinary:
+            stamp = {"key": pipeline.key(step), "outputs": {}, "journal": {"seconds": 1}}
+            results.write_json(pipeline.stamp_path(step), stamp)
+    family.run(full=True, list_only=True)
+    assert capsys.readouterr().out.count("up to date") == 4
+    (family.root / "smoke+lenient/artifacts/stamps/01_seeded.json").unlink()
+    family.run(full=True, list_only=True)
+    plan = capsys.readouterr().out.splitlines()
+    assert "runs: an earlier notebook runs again" in plan[-1]
+    assert sum("up to date" in line for line in plan) == 2
+
+
+@pytest.mark.parametrize("end", ["raise ValueError", "os._exit(1)"])
+def test_trials_survive_an_interruption(trials, end):
+    trials.edit("01_trials", TRIALS.replace("END", end))
+    assert trials.run()[0] == FAILED
+    assert trials.computed() == "012"
+    kept = sorted((trials.made / "artifacts/trials/01_trials").iterdir())
+    assert len(kept) == 2
+    kept[0].write_text('{"key": "half')  # such a file counts for nothing
+    (trials.notebooks / "calm").touch()
+    assert trials.run()[0] == DONE
+    assert trials.computed() in ("023", "123")
+    resumed = results.digest(trials.made / "artifacts/rows.npz")
+    assert "REPRO_KEY" not in os.environ
+    assert trials.run(force=True)[0] == DONE
+    assert trials.computed() == "0123"
+    assert results.digest(trials.made / "artifacts/rows.npz") == resumed
+
+
+def test_trials_of_other_code_are_dropped(trials):
+    assert trials.run()[0] == FAILED
+    assert trials.computed() == "012"
+    trials.edit("01_trials", "# changed\n" + TRIALS.replace("END", "raise ValueError"))
+    assert trials.run()[0] == FAILED
+    assert trials.computed() == "012"
+    trials.edit("01_trials", "raise ValueError")
+    assert trials.run()[0] == FAILED
+    assert not list((trials.made / "artifacts/trials/01_trials").iterdir())
+
+
+def test_the_command_line(monkeypatch, capsys):
+    assert main(["--profile", "smoke+none"]) == REFUSED
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 1 and "unknown profile 'smoke+none'" in told[0]
+    asked = []
+    monkeypatch.setattr(runner, "run", lambda *a, **k: asked.append((a, k)) or DONE)
+    assert main(["--profile", "lastfm+whole", "--device", "cpu"]) == DONE
+    assert main(["--full"]) == DONE
+    assert asked[0][0] == ("lastfm+whole", "cpu")
+    assert [given["full"] for _, given in asked] == [False, True]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--full", "--only", "02"])
+
+
+def test_the_readme_is_filled_from_the_results(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results/demo/tables/headline -->\n<!-- end -->")
+    assert main(["--readme"]) == REFUSED
+    assert "README.md stays as it is" in capsys.readouterr().out
+    table = tmp_path / "results/demo/tables/headline.md"
+    table.parent.mkdir(parents=True)
+    table.write_text("**Title**\n\n| a |\n|--:|\n| 1 |\n\n<small>note</small>\n")
+    assert main(["--readme"]) == DONE
+    assert "\n| a |\n|--:|\n| 1 |\n" in readme.read_text()
+    assert "Title" not in readme.read_text()

@@ -85,3 +85,25 @@ def test_user_with_a_single_pair_keeps_it_for_training():
     plays = sparse.identity(30, dtype=np.int32, format="csr")
     train, validation, test = splits.split_pairs(plays, 0.5, 0.5, seed=3)
     assert (train.nnz, validation.nnz, test.nnz) == (30, 0, 0)
+
+
+@given(
+    st.lists(st.integers(0, 8), min_size=1, max_size=40), st.floats(0.05, 0.9), st.integers(0, 9)
+)
+def test_cold_artists_come_whole(numbers, fraction, seed):
+    artists = np.array([f"AR{n}" if n else "" for n in numbers])
+    cold = splits.cold_artists(artists, fraction, seed)
+    warm = np.setdiff1d(np.arange(len(artists)), cold)
+    assert not set(artists[cold]) & set(artists[warm]) - {""}
+    wanted = len(artists) - int(len(artists) * (1 - fraction))
+    largest = max(np.bincount(numbers)[1:].max(initial=1), 1)
+    assert wanted <= len(cold) < wanted + largest or len(cold) == len(artists)
+    assert np.array_equal(cold, splits.cold_artists(artists, fraction, seed))
+
+
+def test_veiled_items_are_drawn_from_those_not_seen():
+    seen = np.arange(50) % 2 == 0
+    veiled = splits.veiled_items(10, seen, 1)
+    assert len(set(veiled)) == 10 and (veiled % 2 == 1).all() and list(veiled) == sorted(veiled)
+    assert len(splits.veiled_items(40, seen, 1)) == 25  # no more than there are
+    assert not np.array_equal(veiled, splits.veiled_items(10, seen, 2))

@@ -69,7 +69,7 @@ def judged(gain, where, system, than, metric, **options):
     better = other.copy()
     better[metric] += gain
     found = {where: {system: better, than: other, "popularity": None}}
-    rows = tables.verdicts(found, 300, 0, **options)
+    rows = tables.verdicts([found], 300, 0, **options)
     name = tables.NAMES.get(metric, metric.replace("recall", "R"))
     says = [f"{where}: {system} {verb} {than} ({name})" for verb in ("beats", "equals")]
     (row,) = rows[rows["claim"].isin(says)].iloc
@@ -84,9 +84,9 @@ NOISE -= NOISE.mean()  # of unit spread, so the interval of the mean is some 0.1
     ("gain", "ours", "other"),
     [
         (0.2 + NOISE, "reproduced", "same ordering"),
-        (0.05 + NOISE, "not reproduced", "not reproduced"),  # zero is within the interval
+        (0.05 + NOISE, "not settled", "not settled"),  # zero is within the interval
         (-0.2 + NOISE, "not reproduced", "not reproduced"),
-        (np.zeros(400), "not reproduced", "not reproduced"),
+        (np.zeros(400), "not settled", "not settled"),
     ],
 )
 def test_verdict_on_one_system_beating_another(gain, ours, other):
@@ -100,9 +100,11 @@ def test_verdict_on_one_system_beating_another(gain, ours, other):
     [
         (NOISE / 100, "same ordering"),
         (0.003 + NOISE / 100, "same ordering"),  # a difference, but a small one
-        (0.0045 + NOISE / 100, "not reproduced"),
-        (-0.0045 + NOISE / 100, "not reproduced"),
-        (NOISE, "not reproduced"),  # too uncertain to call equal
+        (0.0045 + NOISE / 100, "not settled"),
+        (-0.0045 + NOISE / 100, "not settled"),
+        (NOISE, "not settled"),  # too uncertain to call equal
+        (0.007 + NOISE / 100, "not reproduced"),
+        (-0.007 + NOISE / 100, "not reproduced"),
     ],
 )
 def test_verdict_on_two_systems_being_equal(gain, verdict):
@@ -121,12 +123,12 @@ def test_verdict_tells_the_papers_difference_and_ours():
 
 
 def test_claim_about_a_system_not_run_is_not_comparable(systems):
-    rows = tables.verdicts({"out-of-matrix": systems}, 20, 0, same_data=True)
+    rows = tables.verdicts([{"out-of-matrix": systems}], 20, 0, same_data=True)
     assert len(rows) == sum(claim.where == "out-of-matrix" for claim in paper.CLAIMS)
     (row,) = rows[rows["claim"].str.contains("CTPF")].iloc
     assert (row["verdict"], row["ours"]) == ("not comparable", "not run: CTPF")
     assert (rows["verdict"] == "reproduced").sum() == 2
-    rows = tables.verdicts({"SPR in-matrix": {"WMF": None}}, 20, 0, same_data=True)
+    rows = tables.verdicts([{"SPR in-matrix": {"WMF": None}}], 20, 0, same_data=True)
     assert set(rows["verdict"]) == {"not comparable"}
 
 
@@ -230,19 +232,59 @@ def test_convergence_figure_places_half_steps_within_their_sweep():
 
 def test_trials_figure_marks_the_winner_of_each_system():
     frame = pd.DataFrame(
+        {"system": ["CF + deep"] * 3 + ["WMF"] * 2, "ndcg": [0.1, 0.4, 0.3, 0.6, 0.5]}
+    )
+    ax = plots.trials(frame).axes[0]
+    deep, best_deep, plain, best_plain = drawn(ax)
+    assert np.allclose(deep, [[0.1, 0], [0.4, 0], [0.3, 0]])
+    assert np.allclose([best_deep[0], best_plain[0]], [[0.4, 0], [0.6, 1]])
+    assert np.allclose(plain[:, 1], 1)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["CF + deep", "WMF"]
+
+
+def test_quarters_figure_has_a_line_a_system():
+    frame = pd.DataFrame({"WMF": [1.0, 2, 3, 4], "CF + deep": [2.0, 2, 2, 2]}, list("abcd"))
+    (ax,) = plots.quarters([frame], "recall", ["items"]).axes
+    assert [line[:, 1].tolist() for line in drawn(ax)] == [[1, 2, 3, 4], [2, 2, 2, 2]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == list("abcd")
+
+
+def test_dots_figure_has_a_dot_a_seed_and_a_bar_at_their_mean():
+    ax = plots.dots({"WMF": [1.0, 2.0, 6.0]}, "ndcg").axes[0]
+    own, bar = drawn(ax)
+    assert np.allclose(own[:, 0], [1, 2, 6]) and np.allclose(bar[:, 0], 3)
+
+
+def test_sweep_and_thinning_figures_draw_every_system():
+    swept = pd.DataFrame(
         {
-            "system": ["CF + deep"] * 4 + ["WMF"] * 2,
-            "lambda_theta": [1, 10, 1, 10, 1, 10],
-            "lambda_beta": [1, 1, 5, 5, 1, 1],
-            "ndcg": [0.1, 0.2, 0.4, 0.3, 0.6, 0.5],
+            "system": ["WMF", "WMF", "CF + deep", "CF + deep"],
+            "ridge": [1.0, 10, 1, 10],
+            "in-matrix": [0.1, 0.2, 0.3, 0.4],
+            "out-of-matrix": [np.nan, np.nan, 0.5, 0.6],
         }
     )
-    deep, plain = plots.trials(frame).axes
-    assert np.allclose(drawn(deep)[0], [[1, 0.1], [10, 0.2]])
-    assert np.allclose(drawn(deep)[1], [[1, 0.4], [10, 0.3]])
-    assert np.allclose(drawn(deep)[-1], [[1, 0.4]])
-    assert np.allclose(drawn(plain)[-1], [[1, 0.6]])
-    assert (deep.get_title(), plain.get_title()) == ("CF + deep", "WMF")
+    left, right = plots.sweep(swept, "ridge", "ridge").axes
+    assert len(left.lines) == 2 and len(right.lines) == 1
+    assert np.allclose(drawn(right)[0], [[1, 0.5], [10, 0.6]])
+    rows = [
+        {"system": system, "share": share, "draw": draw, "ndcg": gain * share + draw / 100}
+        for system, gain in (("WMF", 1), ("CTR", 2)) for share in (0.1, 1.0) for draw in range(3)
+    ]  # fmt: skip
+    left, right = plots.thinning(pd.DataFrame(rows)).axes
+    assert np.allclose(drawn(left)[1], [[0.1, 0.21], [1, 2.01]])
+    assert np.allclose(drawn(right)[1], [[0.1, 0.1], [1, 1.0]])  # paired by draw
+
+
+def test_map_names_the_best_known_and_colours_by_label():
+    rng = np.random.default_rng(0)
+    names = np.array([f"${i}" for i in range(20)])  # a dollar sign would break mathtext
+    labels = np.array(["rock", "", "jazz", "rock"] * 5)
+    fig = plots.map_of(rng.standard_normal((20, 4)), names, labels, np.arange(20), 0, named=3)
+    fig.canvas.draw()
+    ax = fig.axes[0]
+    assert {text.get_text() for text in ax.texts} == {r"\$19", r"\$18", r"\$17"}
+    assert [len(c.get_offsets()) for c in ax.collections] == [5, 5, 10]  # none, jazz, rock
 
 
 def test_recall_figure_draws_means_and_bands(systems):
@@ -272,15 +314,106 @@ def test_interval_figure_labels_each_row_with_its_name():
     assert names == {0: "second", 1: "first"}  # the first on top
 
 
-def test_winners_are_the_best_and_say_when_a_grid_is_too_narrow():
+def test_winners_are_the_best_of_their_group():
     trials = pd.DataFrame(
         {
-            "subset": ["A"] * 3 + ["B"] * 3,
-            "lambda_theta": [1.0, 10.0, 100.0] * 2,
-            "lambda_beta": [5.0] * 6,  # a single value has no edge
-            "ndcg": [0.1, 0.3, 0.2, 0.1, 0.2, 0.3],
+            "subset": ["A"] * 3 + ["B"] * 2,
+            "settings": list("abcde"),
+            "ndcg": [0.1, 0.3, 0.2, 0.1, 0.2],
         }
     )
     best = tables.winners(trials, ["subset"])
-    assert best["lambda_theta"].to_dict() == {"A": 10, "B": 100}
-    assert best["on the edge"].to_dict() == {"A": "", "B": "lambda_theta"}
+    assert best["settings"].to_dict() == {"A": "b", "B": "e"}
+    assert best["trials"].to_dict() == {"A": 3, "B": 2}
+
+
+def test_verdict_over_seeds_needs_all_of_them():
+    of = "out-of-matrix", "CF + deep", "CF + shallow", "recall@40"
+
+    def draw(gain):
+        other = pd.DataFrame({m: np.full(len(gain), 0.4) for m in ("recall@40", "ndcg")})
+        return {of[0]: {"CF + deep": other.add(gain, axis=0), "CF + shallow": other}}
+
+    def verdict(*means):
+        found = [draw(mean + NOISE / 100) for mean in means]
+        rows = tables.verdicts(found, 200, 0, same_data=False)
+        (row,) = rows[rows["claim"].str.contains("R@40")].iloc
+        assert row["draws"] == f"{min(means):+.4f} to {max(means):+.4f}"
+        return row["verdict"]
+
+    assert verdict(0.1, 0.2, 0.3) == "same ordering"
+    assert verdict(0.1, 0.2, -0.01) == "not settled"  # though the interval is far above zero
+    assert verdict(-0.1, -0.2, -0.01) == "not reproduced"
+
+
+def test_draws_are_averaged_and_differences_paired():
+    def draw(level):
+        frame = pd.DataFrame({"recall@40": [level, level + 0.2], "ndcg": [level, level]})
+        return {"WMF": frame, "CTR": frame + 0.1}
+
+    table = tables.over_draws([draw(0.1), draw(0.3)], "WMF")
+    assert table.loc["WMF", "R@40"] == "0.3000\u00a0±.1414"
+    assert table.loc["CTR", "NDCG"] == "0.3000\u00a0±.1414"
+    assert table.loc["CTR", "NDCG less WMF"] == "+0.1000 (+0.1000 to +0.1000)"
+    assert table.loc["WMF", "NDCG less WMF"] == ""
+
+
+def test_packed_metrics_come_back(systems, tmp_path, monkeypatch):
+    from repro.results import Run
+
+    monkeypatch.setenv("REPRO_RESULTS", str(tmp_path))
+    run = Run("test", "smoke")
+    systems.pop("popularity")
+    run.save("scores", **tables.packed(systems))
+    back = tables.unpacked(run.load("scores"))
+    assert list(back) == list(systems)
+    for name, frame in systems.items():
+        assert np.array_equal(back[name], frame) and list(back[name]) == list(frame)
+        assert np.array_equal(back[name].index, frame.index)
+
+
+def test_quarters_have_equally_many_rows_in_order():
+    values = pd.DataFrame({"WMF": np.arange(8.0)})
+    table = tables.by_quarter(values, np.array([5, 1, 1, 2, 9, 9, 3, 4]), "songs")
+    assert list(table.index) == ["1–1 songs", "2–3 songs", "4–5 songs", "9–9 songs"]
+    assert table["WMF"].tolist() == [1.5, 4.5, 3.5, 4.5]
+
+
+def test_coverage_of_even_and_of_single_minded_lists():
+    assert tables.coverage(np.full(10, 7)) == {"covered": 1.0, "half of all places": 0.5}
+    alone = tables.coverage(np.array([0, 30, 0, 0]))
+    assert alone == {"covered": 0.25, "half of all places": 0.25}
+
+
+def test_labels_are_the_rarest_of_the_frequent_tags():
+    tags = sp.csr_matrix([[1, 1, 0], [1, 0, 0], [1, 0, 1], [1, 1, 0]])
+    names = np.array(["rock", "punk", "odd"])
+    found = tables.labels(["b", "a", "x", "c"], np.array(list("abcd")), tags, names, 2)
+    assert list(found) == ["rock", "punk", "", "rock"]
+
+
+def test_a_users_page_shows_history_and_stars_what_was_held_out():
+    from types import SimpleNamespace
+
+    model = SimpleNamespace(
+        theta=np.array([[0.0], [1.0]]),
+        beta=np.array([[9.0], [3], [2], [1]]),
+        cold=np.array([[1.0], [2]]),
+    )
+    rows = [[0] * 4, [5, 0, 0, 0]], [[0] * 4, [0, 0, 1, 0]], [[0, 0], [1, 0]]
+    train, test, cold = map(sp.csr_matrix, rows)
+    table = tables.one_user(
+        1, model, train, test, cold, np.array(list("abcd")), np.array(list("xy")), 2
+    )
+    assert list(table["played"]) == ["a", ""]
+    assert list(table["recommended, with plays"]) == ["b", "c *"]
+    assert list(table["recommended, without"]) == ["y", "x *"]
+
+
+def test_headline_counts_in_multiples_of_chance(systems):
+    systems.pop("popularity")
+    table = tables.headline(systems, "recall@40", 0.05, 50, 0)
+    mean = systems["CF + deep"]["recall@40"].mean()
+    assert table.loc["CF + deep", "times chance"] == f"{mean / 0.05:.1f}"
+    assert table.loc["CF + deep", "paper: R@40"] == "0.0910"
+    assert table.loc["CF + deep", "paper: times chance"] == "11.1"

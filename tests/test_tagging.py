@@ -146,6 +146,99 @@ def test_a_step_is_adagrads_on_the_gradient_of_the_loss(songs):
             assert big.any()
 
 
+@pytest.mark.parametrize("optimiser", ["adagrad", "adam", "sgd"])
+def test_every_optimiser_takes_its_own_steps(songs, optimiser):
+    rate = {"adagrad": 0.05, "adam": 0.01, "sgd": 2.0}[optimiser]
+    settings = SMALL | {"epochs": 30, "dropout": 0.0, "learning_rate": rate}
+    net, curve = tagging.train(*songs, **settings, optimiser=optimiser)
+    assert curve["training"].iloc[-1] < 0.8 * curve["training"].iloc[0]
+    plain, _ = tagging.train(*songs, **settings)
+    same = np.array_equal(tagging.predict(net, songs[0]), tagging.predict(plain, songs[0]))
+    assert same == (optimiser == "adagrad")
+
+
+def test_unknown_optimiser_is_refused(songs):
+    with pytest.raises(ValueError, match="'lbfgs' is none of adagrad, adam, sgd"):
+        tagging.train(*songs, **SMALL, optimiser="lbfgs")
+
+
+def test_the_authors_variant_draws_small_weights_and_one_mask_a_batch():
+    torch.manual_seed(0)
+    net = tagging.TagNetwork(200, (300, 200), 50, 0.5, authors=True)
+    for layer in [*net.layers, net.output]:
+        assert float(layer.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+        assert float(layer.bias.detach().std()) == pytest.approx(0.01, rel=0.3)
+    net.train()
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weight.abs_()  # every unit is on, but for the mask
+            layer.bias.fill_(1.0)
+        h = net.hidden(torch.rand(40, 200))
+    off = h == 0
+    assert (off == off[0]).all() and 60 < int(off[0].sum()) < 140
+
+
+def test_the_authors_variant_takes_songs_in_the_order_given(songs, monkeypatch):
+    seen = []
+    forward = tagging.TagNetwork.forward
+
+    def listen(self, x):
+        if self.training:
+            seen.append(x.numpy().copy())
+        return forward(self, x)
+
+    monkeypatch.setattr(tagging.TagNetwork, "forward", listen)
+    tagging.train(*songs, **SMALL | {"epochs": 2}, authors=True)
+    assert np.array_equal(np.concatenate(seen), np.concatenate([songs[0]] * 2))
+
+
+def test_without_hidden_layers_it_is_logistic_regression(songs):
+    settings = {"hidden": (), "epochs": 400, "batch_size": 80, "learning_rate": 1.0}
+    net, _ = tagging.train(*songs, **settings)
+    assert len(net.layers) == 0 and np.array_equal(tagging.hidden_layer(net, songs[0]), songs[0])
+    library = tagging.logistic(*songs, penalty=0.05)(songs[0])
+    ours = tagging.predict(net, songs[0])
+    assert np.corrcoef(ours.ravel(), library.ravel())[0, 1] > 0.98
+
+
+def test_any_hidden_layer_can_be_had(songs):
+    net, _ = tagging.train(*songs, **SMALL)
+    x = torch.from_numpy(songs[0])
+    with torch.no_grad():
+        first = torch.relu(net.layers[0](x))
+        second = torch.relu(net.layers[1](first))
+    for layer, h in ((0, first), (1, second), (-1, second), (-2, first)):
+        assert np.allclose(tagging.hidden_layer(net, songs[0], layer), h, atol=1e-6)
+    with pytest.raises(IndexError):
+        tagging.hidden_layer(net, songs[0], 2)
+
+
+def test_logistic_regression_is_the_librarys_minimum(songs):
+    histograms, tags = songs
+    logits = tagging.logistic(histograms, tags, penalty=2.0)(histograms)
+    length = np.linalg.norm(histograms, axis=1).mean()
+    for tag in range(tags.shape[1]):
+        y = tags[:, [tag]].toarray().ravel()
+        miss = 1 / (1 + np.exp(-logits[:, tag])) - y
+        assert abs(miss.sum()) < 0.02  # the intercept is free
+        w, *_ = np.linalg.lstsq(histograms / length, logits[:, tag], rcond=None)
+        assert roc_auc_score(y, logits[:, tag]) > 0.9 and np.isfinite(w).all()
+    strong = tagging.logistic(histograms, tags, penalty=1e6)(histograms)
+    share = tags.toarray().mean(0)
+    assert np.allclose(strong, np.log(share / (1 - share)), atol=0.01)
+
+
+def test_logistic_regression_of_a_tag_of_all_songs_or_of_none(songs):
+    histograms, tags = songs
+    edge = sp.csr_matrix(np.column_stack([np.ones(80), np.zeros(80), tags[:, [0]].toarray()]))
+    logits = tagging.logistic(histograms, edge, penalty=1.0)(histograms)
+    assert np.allclose(logits[:, 0], np.log(79.5 / 0.5)) and np.allclose(
+        logits[:, 1], -logits[:, 0]
+    )
+    with pytest.raises(ValueError, match="79 histograms for 80 rows"):
+        tagging.logistic(histograms[1:], tags, 1.0)
+
+
 def test_scaled_inputs_have_mean_length_one(songs):
     net, _ = tagging.train(*songs, scale_input=True, **SMALL)
     assert np.linalg.norm(songs[0] * net.scale.item(), axis=1).mean() == pytest.approx(1, rel=1e-5)

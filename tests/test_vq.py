@@ -293,3 +293,25 @@ def test_a_frame_counts_for_its_nearest_codewords(nearest):
     counts = vq.histograms(lambda track: frames, ["a"], book, nearest=nearest)
     assert counts.toarray()[0].tolist() == expected.tolist()
     assert np.isclose(vq.l1_normalise(counts).sum(), 1)
+
+
+def test_scales_learn_from_the_first_and_apply_to_all():
+    rng = np.random.default_rng(6)
+    x, other = (vq.l1_normalise(sp.csr_matrix(rng.poisson(0.7, (n, 12)))) for n in (40, 9))
+    raw, raw_other = vq.rescale("raw", x, other)
+    assert np.array_equal(raw, x) and np.array_equal(raw_other, other)
+    root, _ = vq.rescale("root", x, other)
+    assert np.allclose(root**2, x)
+    standard, standard_other = vq.rescale("standardised", x, other)
+    assert np.allclose(standard.mean(0), 0, atol=1e-5) and np.allclose(
+        standard.std(0), 1, atol=1e-4
+    )
+    assert np.allclose(standard_other, (other - x.mean(0)) / x.std(0), atol=1e-4)
+    weighted, weighted_other = vq.rescale("tf-idf", x, other)
+    idf = np.log((1 + 40) / (1 + (x > 0).sum(0))) + 1
+    assert np.allclose(
+        weighted, x * idf / np.maximum((x * idf).sum(1, keepdims=True), 1e-9), atol=1e-5
+    )
+    assert weighted_other.shape == (9, 12)
+    with pytest.raises(ValueError, match="unknown scale 'log'"):
+        vq.rescale("log", x)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro import als, metrics, wmf
+from repro import als, wmf
 
 ALPHA, EPS = 2.0, 1e-6
 RIDGES = {"lambda_theta": 2.0, "lambda_beta": 5.0}
@@ -409,43 +409,26 @@ def test_validation_is_seen_after_every_sweep():
         assert np.array_equal(theta, alone.theta) and np.array_equal(beta, alone.beta)
 
 
-@pytest.mark.parametrize("content", [False, True])
-def test_search_tries_every_pair_and_keeps_the_best(content):
-    rng = np.random.default_rng(5)
-    plays = plays_of([12] * 40, 30)
-    held = sp.csr_matrix(plays.multiply(rng.random(plays.shape) < 0.25))
-    held.eliminate_zeros()
-    train = plays - held
-    train.eliminate_zeros()
-    validate = metrics.validator(held, train)
-    features = features_of(30) if content else None
-    grid = {"lambda_theta": (0.1, 10.0, 1e4), "lambda_beta": (1.0, 1e3)}
-    settings = {"factors": 4, "sweeps": 2}
-    surplus = wmf.log_surplus(train, ALPHA, EPS)
-    best, trials = wmf.search(surplus, features, validate=validate, **grid, **settings)
-
-    scores = {}
-    for theta in grid["lambda_theta"]:
-        for beta in grid["lambda_beta"]:
-            ridges = {"lambda_theta": theta, "lambda_beta": beta, "lambda_w": theta}
-            fitted = wmf.fit(surplus, features, **ridges, **settings)
-            scores[theta, beta] = validate(fitted.theta, fitted.beta)["ndcg"]
-    assert len(trials) == 6
-    found = {(t.lambda_theta, t.lambda_beta): t.ndcg for t in trials.itertuples()}
-    assert found == pytest.approx(scores)
-    winner = max(scores, key=scores.get)
-    assert (best.ridges["lambda_theta"], best.ridges["lambda_beta"]) == winner
-    assert best.ridges["lambda_w"] == winner[0]
-    assert validate(best.theta, best.beta)["ndcg"] == pytest.approx(max(scores.values()))
-    assert {"items", "users", "validation"} <= {row["step"] for row in best.history}
-
-
-def test_search_over_one_pair_fits_it():
+def test_given_means_are_a_prior_that_stays():
     surplus = wmf.log_surplus(plays_of(MANY, 40), ALPHA, EPS)
-    best, trials = wmf.search(
-        surplus, validate=lambda theta, beta: {"ndcg": 0.5}, factors=3, sweeps=2,
-        lambda_theta=(10.0,), lambda_beta=(100.0,),
-    )  # fmt: skip
-    assert trials.to_dict("records") == [{"lambda_theta": 10, "lambda_beta": 100, "ndcg": 0.5}]
-    alone = wmf.fit(surplus, factors=3, sweeps=2, lambda_theta=10.0, lambda_beta=100.0)
-    assert np.array_equal(best.beta, alone.beta)
+    means = np.random.default_rng(2).random((40, 4)).astype(np.float32)
+    fitted = wmf.fit(surplus, means=means, factors=4, sweeps=3, trace=True, **RIDGES)
+    start = np.random.default_rng(0).standard_normal((surplus.shape[0], 4)) * 0.01
+    theta = start.astype(np.float32)
+    for _ in range(3):
+        beta = als.solve_slowly(theta, surplus.T.tocsr(), RIDGES["lambda_beta"], means)
+        theta = als.solve_slowly(beta, surplus, RIDGES["lambda_theta"])
+    assert np.allclose(fitted.beta, beta, atol=1e-3) and fitted.w is None
+    objective = [row["objective"] for row in fitted.history]
+    assert (np.diff(objective) <= 1e-6 * np.abs(objective[:-1])).all()
+    strong = wmf.fit(surplus, means=means, factors=4, lambda_theta=2.0, lambda_beta=1e8)
+    assert np.allclose(strong.beta, means, atol=1e-3)
+
+
+def test_means_of_another_shape_are_refused():
+    surplus = wmf.log_surplus(plays_of(MANY, 40), ALPHA, EPS)
+    for wrong in (np.zeros((40, 3)), np.zeros((39, 4))):
+        with pytest.raises(ValueError, match="40 items x 4 factors"):
+            wmf.fit(surplus, means=wrong, factors=4, **RIDGES)
+    with pytest.raises(ValueError, match="without features"):
+        wmf.fit(surplus, features_of(40), means=np.zeros((40, 4)), factors=4, **RIDGES)
