@@ -1,5 +1,6 @@
 """pyproject.toml is the one home of requirements; conda's file and the lock must agree with it."""
 
+import ast
 import os
 import re
 import subprocess
@@ -46,8 +47,13 @@ def test_the_lock_is_complete_and_within_the_ranges(required):
 def test_everything_imported_is_required(required):
     own = {"repro", "IPython", "nbclient", "pytest"}  # IPython and nbclient come with jupyterlab
     names = {"sklearn": "scikit-learn"}
-    sources = [path.read_text("utf-8") for path in (ROOT / "repro").glob("*.py")]
-    found = re.findall(r"^\s*(?:import|from) (\w+)", "\n".join(sources), re.MULTILINE)
+    found = set()
+    for path in (ROOT / "repro").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.split(".")[0])
     standard = __import__("sys").stdlib_module_names
     third = {names.get(name, name) for name in found if name not in standard} - own
     assert third <= set(required)
