@@ -240,22 +240,6 @@ def evaluate(theta, beta, heldout, exclude=None, recall_at=(40, 80, 120, 160, 20
     return per_user(heldout_ranks(theta, beta, heldout, exclude), heldout, recall_at)
 
 
-def hits(models: dict, heldout: sp.csr_matrix, exclude, m: int) -> pd.DataFrame:
-    """Return which held-out pairs are among the first ``m`` of their user's list.
-
-    Parameters
-    ----------
-    models : dict of str to (theta, beta)
-
-    Returns
-    -------
-    DataFrame of bool: one row a stored pair of ``heldout``, in its order, one column a model.
-    """
-    return pd.DataFrame(
-        {name: heldout_ranks(*model, heldout, exclude) < m for name, model in models.items()}
-    )
-
-
 def recommended(theta, beta, m: int) -> np.ndarray:
     """Return how many users have each item among the first ``m`` of their list of all items."""
     theta, beta = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (theta, beta))

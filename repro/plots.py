@@ -155,13 +155,21 @@ def convergence(histories: dict, metric: str = "ndcg") -> Figure:
 
 def trials(frame: pd.DataFrame, metric: str = "ndcg") -> Figure:
     """Draw the validation metric of every trial of every system, the winner marked."""
-    systems = list(dict.fromkeys(frame["system"]))
-    fig, ax = _panels(1, width=5.6, height=0.7 + 0.26 * len(systems))
-    for y, system in enumerate(systems):
-        own = frame.loc[frame["system"] == system, metric]
-        ax.plot(own, np.full(len(own), y), "o", ms=4, alpha=0.5, mew=0, color=colour(system))
-        ax.plot(own.max(), y, "o", ms=9, mfc="none", color="black")
-    ax.set(yticks=range(len(systems)), yticklabels=systems, xlabel=f"{metric.upper()} of a trial")
+    values = {system: own for system, own in frame.groupby("system", sort=False)[metric]}
+    return _rows_of_dots(
+        values,
+        f"{metric.upper()} of a trial",
+        lambda ax, y, own, _: ax.plot(own.max(), y, "o", ms=9, mfc="none", color="black"),
+    )
+
+
+def _rows_of_dots(values: dict, xlabel: str, mark) -> Figure:
+    """Draw the values of each system on a line of its own, and what ``mark`` adds to it."""
+    fig, ax = _panels(1, width=5.6, height=0.7 + 0.26 * len(values))
+    for y, (name, own) in enumerate(values.items()):
+        ax.plot(own, np.full(len(own), y), "o", ms=4, alpha=0.5, mew=0, color=colour(name))
+        mark(ax, y, own, colour(name))
+    ax.set(yticks=range(len(values)), yticklabels=values, xlabel=xlabel)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     return fig
@@ -224,13 +232,12 @@ def recall_curves(systems: dict, resamples: int, seed: int) -> Figure:
 
 def dots(values: dict, xlabel: str) -> Figure:
     """Draw the values of each system on a line of its own, their mean as a bar."""
-    fig, ax = _panels(1, width=5, height=0.7 + 0.3 * len(values))
-    for y, (name, own) in enumerate(values.items()):
-        ax.plot(own, np.full(len(own), y), "o", ms=5, alpha=0.6, mew=0, color=colour(name))
-        ax.plot([np.mean(own)] * 2, [y - 0.3, y + 0.3], color=colour(name), lw=2)
-    ax.set(yticks=range(len(values)), yticklabels=values, xlabel=xlabel, xlim=(0, None))
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
+
+    def mean(ax, y, own, color):
+        ax.plot([np.mean(own)] * 2, [y - 0.3, y + 0.3], color=color, lw=2)
+
+    fig = _rows_of_dots(values, xlabel, mean)
+    fig.axes[0].set_xlim(0, None)
     return fig
 
 

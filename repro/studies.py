@@ -24,15 +24,20 @@ class Study:
     split: Split
     den: SimpleNamespace
     tags: SimpleNamespace
-    songs: Tagged
-    teach: np.ndarray
+    teach: SimpleNamespace
+    taught: Tagged
+    watched: Tagged
+    judged: Tagged
 
     @classmethod
     def load(cls, run) -> Study:
         """Return the study of what notebooks 1 to 3 have saved in ``run``."""
-        tags, shallow, words = (run.load(name) for name in ("tags", "shallow", "words"))
+        den, tags, shallow, words, teach = (
+            run.load(name) for name in ("den", "tags", "shallow", "words", "teach")
+        )
         songs = Tagged(shallow.tagged, words.tagged, tags.tags, run.profile, run.device)
-        return cls(run, load_split(run), run.load("den"), tags, songs, run.load("teach").rows)
+        parts = (songs.rows(rows) for rows in (teach.rows, teach.watch, teach.judged))
+        return cls(run, load_split(run), den, tags, teach, *parts)
 
     # --- judgement
 
@@ -69,19 +74,15 @@ class Study:
             Its settings, AROC and MAP on the test tracks, and Recall@40 and NDCG of CF + deep on
             the cold songs.
         """
-        tags, profile = self.tags, self.run.profile
-        n_tags = tags.tags.sum(axis=1).A1
-        asked = self.songs.rows(np.flatnonzero(tags.test & (n_tags >= profile.test_min_tags)))
-        taught, watched = self.songs.rows(self.teach), self.songs.rows(self.run.load("teach").watch)
 
         def judge(net, songs):
             logits = tagging.predict(net, songs.histograms)
-            return tagging.summary(tagging.per_tag(logits, songs.tags, profile.annotate))
+            return tagging.summary(tagging.per_tag(logits, songs.tags, songs.profile.annotate))
 
         def compute():
-            nets = [train_network(taught, learning_rate=rate, **settings)[0] for rate in rates]
-            best = int(np.argmax([judge(net, watched)["AROC"] for net in nets]))
-            scores = judge(nets[best], asked)
+            nets = [train_network(self.taught, learning_rate=rate, **settings)[0] for rate in rates]
+            best = int(np.argmax([judge(net, self.watched)["AROC"] for net in nets]))
+            scores = judge(nets[best], self.judged)
             h = [
                 tagging.hidden_layer(nets[best], x, layer)
                 for x in (self.split.content["shallow"], self.split.cold["shallow"])
@@ -101,14 +102,8 @@ class Study:
         tags, profile, den = self.tags, self.run.profile, self.den
 
         def compute():
-            sampled = tags.train & (
-                profile.cold_in_pretraining | ~np.isin(tags.items, den.cold_ids)
-            )
-            sample = vq.codebook_tracks(
-                tags.tracks[sampled], tags.hotness[sampled], profile.codebook_tracks, profile.seed
-            )
             book = vq.learn_codebook(
-                np.concatenate([read(track) for track in sample]),
+                np.concatenate([read(track) for track in self.run.load("codebook").sample]),
                 codewords,
                 profile.codebook_passes,
                 profile.seed,
@@ -116,10 +111,10 @@ class Study:
             )
             items, cold, taught = (
                 vq.l1_normalise(vq.histograms(read, ids, book, **profile.quantisation))
-                for ids in (den.item_tracks, den.cold_tracks, tags.tracks[self.teach])
+                for ids in (den.item_tracks, den.cold_tracks, tags.tracks[self.teach.rows])
             )
-            songs = Tagged(taught, None, tags.tags[self.teach], profile, self.run.device)
-            net, _ = train_network(songs, learning_rate=self.run.load("teach").learning_rate)
+            songs = replace(self.taught, histograms=taught)
+            net, _ = train_network(songs, learning_rate=self.teach.learning_rate)
             h = [tagging.hidden_layer(net, x) for x in (items, cold)]
             return _beside(
                 self._cold("CF + shallow", self._with("shallow", items, cold)),
@@ -154,8 +149,7 @@ class Study:
     def prior(self, system: str, lambda_beta) -> pd.DataFrame:
         """Fit with one ``lambda_beta`` after the other, everything else as chosen in-matrix."""
         kind = system.removeprefix("CF + ") if system in OURS else None
-        best = self._kept({"chosen": system}, lambda: self._search(system, self.split))
-        del best["chosen"]
+        best = self.run.trial(f"chosen: {system}", lambda: self._search(system, self.split))
         rows = []
         for ridge in lambda_beta:
 

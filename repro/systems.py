@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import scipy.sparse as sp
 from sklearn.decomposition import LatentDirichletAllocation
+from sklearn.preprocessing import normalize
 
 from repro import metrics, poisson, regression, tagging, vq, wmf
 from repro.config import Profile
@@ -49,6 +50,11 @@ class Split:
     def n_cold(self) -> int:
         """Number of items that nobody has played."""
         return len(self.cold["size"])
+
+    @cached_property
+    def played(self) -> sp.csr_matrix:
+        """The training pairs as ones, float32."""
+        return (self.train > 0).astype(np.float32)
 
     def veil(self, items: np.ndarray) -> tuple[Split, sp.csr_matrix]:
         """Return the split in which nobody has played ``items``, and their plays."""
@@ -151,7 +157,7 @@ def _bag_size(split: Split) -> Fitted:
     return Fitted(theta, beta, np.asarray(split.cold["size"], np.float32)[:, None])
 
 
-@cache
+@lru_cache(maxsize=4)  # of few splits: it keeps them alive
 def _plain(split: Split, lambda_theta: float) -> wmf.Factors:
     return split.fit_wmf(split.surplus(), lambda_theta=lambda_theta)
 
@@ -165,11 +171,10 @@ def _mean_item(split: Split, lambda_theta: float) -> Fitted:
 def _neighbours(split: Split, kind: str, scale: str) -> Fitted:
     """Score an item by its mean cosine similarity to the user's (van den Oord et al., sec. 5.2)."""
     beta, cold = (
-        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        normalize(x) if len(x) else x
         for x in vq.rescale(scale, split.content[kind], split.cold[kind])
     )
-    played = (split.train > 0).astype(np.float32)
-    theta = played @ beta / np.maximum(played.sum(1).A1, 1)[:, None]
+    theta = split.played @ beta / np.maximum(split.played.sum(1).A1, 1)[:, None]
     return Fitted(theta, beta, cold)
 
 
@@ -182,8 +187,9 @@ def _wmf(split: Split, lambda_theta: float, counts: str = "binary", alpha=None) 
 
 
 def _pmf(split: Split, **settings) -> Fitted:
-    played = (split.train > 0).astype(np.float32)
-    model = poisson.pmf(played, factors=split.profile.factors, seed=split.profile.seed, **settings)
+    model = poisson.pmf(
+        split.played, factors=split.profile.factors, seed=split.profile.seed, **settings
+    )
     return Fitted(model.theta, model.beta)
 
 
@@ -197,7 +203,7 @@ def _content_prior(split: Split, kind: str, lambda_theta: float, lambda_w: float
     return Fitted(model.theta, model.beta, wmf.cold_factors(split.cold[kind], model.w))
 
 
-@cache
+@lru_cache(maxsize=4)
 def _topics(split: Split) -> tuple[np.ndarray, np.ndarray]:
     lda = LatentDirichletAllocation(
         split.profile.factors,
@@ -220,10 +226,9 @@ def _ctr(split: Split, lambda_theta: float, lambda_beta: float) -> Fitted:
 
 
 def _ctpf(split: Split, **settings) -> Fitted:
-    played = (split.train > 0).astype(np.float32)
     words = split.content["counts"], split.cold["counts"]
     model = poisson.ctpf(
-        played, *words, factors=split.profile.factors, seed=split.profile.seed, **settings
+        split.played, *words, factors=split.profile.factors, seed=split.profile.seed, **settings
     )
     return Fitted(model.theta, model.beta, model.cold)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from sklearn.preprocessing import normalize
 
 from repro import paper
 from repro.metrics import bootstrap
@@ -171,8 +172,13 @@ def headline(systems: dict, metric: str, chance: float, resamples: int, seed: in
         What ``metric`` is for random lists here; in the paper it was 40 / 4871.
     """
     frame = ranking({s: f[[metric, "ndcg"]] for s, f in systems.items()}, None, resamples, seed)
-    printed = paper.DEN_OUT_OF_MATRIX["recall@40"].reindex(list(systems))
-    mean = pd.Series({s: f[metric].mean() for s, f in systems.items()})
+    return beside_chance(frame, {s: f[metric].mean() for s, f in systems.items()}, chance)
+
+
+def beside_chance(frame: pd.DataFrame, means: dict, chance: float) -> pd.DataFrame:
+    """Return ``frame``, one row a system, with ``means`` in multiples of chance and the paper's."""
+    printed = paper.DEN_OUT_OF_MATRIX["recall@40"].reindex(list(means))
+    mean, frame = pd.Series(means), frame.copy()
     columns = {
         "times chance": (mean / chance, "{:.1f}"),
         "paper: R@40": (printed, "{:.4f}"),
@@ -262,9 +268,7 @@ def one_user(user, model, train, test, cold, names, cold_names, n: int) -> pd.Da
 def neighbours(names, factors, other_names, other_factors, n: int = 3) -> pd.DataFrame:
     """Return, for each row of ``factors``, the names of its ``n`` nearest others by cosine."""
 
-    def unit(x):
-        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-    nearest = np.argsort(-(unit(factors) @ unit(other_factors).T), axis=1, kind="stable")[:, :n]
+    cosine = normalize(factors) @ normalize(other_factors).T
+    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :n]
     columns = [f"neighbour {k + 1}" for k in range(n)]
     return pd.DataFrame(other_names[nearest], index=list(names), columns=columns)

@@ -278,15 +278,6 @@ def test_bootstrap_is_deterministic_from_its_seed():
     assert not one.equals(other)
 
 
-def test_hits_are_the_held_out_pairs_among_the_first():
-    rng = np.random.default_rng(4)
-    theta, beta = rng.standard_normal((9, 3)), rng.standard_normal((30, 3))
-    heldout = sp.csr_matrix(rng.random((9, 30)) < 0.2)
-    found = metrics.hits({"a": (theta, beta), "b": (-theta, beta)}, heldout, None, 5)
-    ranks = metrics.ranks_slowly(theta, beta, heldout)
-    assert list(found) == ["a", "b"] and np.array_equal(found["a"], ranks < 5)
-
-
 def test_recommended_counts_the_lists_that_have_an_item():
     rng = np.random.default_rng(5)
     theta, beta = rng.standard_normal((70, 4)), rng.standard_normal((12, 4))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from repro import config, metrics, systems, tuning
+from repro import config, metrics, systems, tagging, tuning
 from repro.results import Run
 from repro.systems import SYSTEMS, TAGGERS
 
@@ -185,6 +185,4 @@ def test_every_tagger_hears_the_styles(name, songs):
     assert logits.shape == (100, 9) and np.isfinite(logits).all()
     assert np.array_equal(logits, tagger.fit(taught, **start)(asked))
     if name != "NNet, authors' variant":  # its small weights need far more epochs
-        from repro import tagging
-
         assert tagging.per_tag(logits, asked.tags, 3)["aroc"].mean() > 0.8
