@@ -158,7 +158,7 @@ DEMO = replace(
     epochs=20,
     scale_input=True,  # a hundred times fewer batches than the paper: see tagging.train
     tag_trials=2,
-    trials=6,
+    trials=8,
 )
 
 SMOKE = replace(
@@ -208,7 +208,7 @@ LASTFM = replace(
     scale_input=True,
     epochs=12,  # of 3,000 artists; later ones raise the held-out loss
     tag_trials=3,
-    trials=12,
+    trials=10,
 )
 
 LASTFM_TIMBRE = replace(

@@ -50,13 +50,12 @@ def quadratic(theta: np.ndarray, surplus: sp.csr_matrix) -> tuple[np.ndarray, np
 
 def fit(
     features: np.ndarray,
-    theta: np.ndarray,
     beta: np.ndarray,
-    surplus: sp.csr_matrix | None = None,
+    error: tuple[np.ndarray, np.ndarray] | None = None,
     *,
     units: int = 0,
     penalty: float,
-    epochs: int = 20,
+    epochs: int = 10,
     seed: int = 0,
     device: str = "cpu",
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -66,10 +65,10 @@ def fit(
     ----------
     features : array, items x F
         Standardised here; a column that is constant over the songs has no say in the prediction.
-    theta, beta : arrays, users x K and items x K
+    beta : array, items x K
         WMF's factors.
-    surplus : csr_matrix, users x items, optional
-        Confidence above one of the observed pairs, for WPE; MSE when absent.
+    error : arrays A and b, optional
+        Of the WPE, from :func:`quadratic`; MSE when absent.
     units : int
         0 for a linear map, or the width of one hidden ReLU layer (NIPS 2013 sec. 5.2: 1,000).
     penalty : float
@@ -86,10 +85,8 @@ def fit(
     """
     if len(features) != len(beta):
         raise ValueError(f"features are {np.shape(features)}, beta is {beta.shape}")
-    if theta.shape[1] != beta.shape[1]:
-        raise ValueError(f"theta is {theta.shape}, beta is {beta.shape}")
-    if surplus is not None and surplus.shape != (len(theta), len(beta)):
-        raise ValueError(f"surplus is {surplus.shape} for {len(theta)} users x {len(beta)} items")
+    if error is not None and error[1].shape != beta.shape:
+        raise ValueError(f"the error is of {error[1].shape} factors, beta is {beta.shape}")
     if penalty <= 0:
         raise ValueError(f"penalty must be positive, got {penalty}")
     scaler = StandardScaler().fit(features)
@@ -99,17 +96,17 @@ def fit(
         return (x * (scaler.var_ > 0)).astype(np.float32)
 
     x = standardise(features)
-    if surplus is None:
+    if error is None:
         a, b = np.eye(beta.shape[1], dtype=np.float32)[None], beta.astype(np.float32)
     else:
-        a, b = quadratic(theta, surplus)
+        a, b = error
         curvature = np.trace(a.mean(0)) / len(a[0])
         a, b = a / curvature, b / curvature
     if units:
         spread = float(np.sqrt(beta.var(0).mean())) or 1.0
         net = _network(x, a, b, spread, units, penalty, epochs, seed, device)
         return lambda features: net(standardise(features))
-    if surplus is None:
+    if error is None:
         model = Ridge(penalty).fit(x, beta)
         w, intercept = model.coef_.T, model.intercept_
     else:

@@ -116,7 +116,11 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Between:
-    """A positive setting to search on a logarithmic scale; ``start`` is its source's value."""
+    """A positive setting to search on a logarithmic scale.
+
+    ``start`` is its source's value, which is tried first and may lie outside the range: the sources
+    had more listening, and the range is where smaller collections have their best.
+    """
 
     low: float
     high: float
@@ -236,15 +240,19 @@ def _ctpf(split: Split, **settings) -> Fitted:
 # --- content alone ------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1)
+def _weighted_error(split: Split, lambda_theta: float) -> tuple[np.ndarray, np.ndarray]:
+    return regression.quadratic(_plain(split, lambda_theta).theta, split.surplus())
+
+
 def _regression(
     split: Split, kind: str, units: int, weighted: bool, penalty: float, lambda_theta: float
 ) -> Fitted:
     plain = _plain(split, lambda_theta)
     predict = regression.fit(
         split.content[kind],
-        plain.theta,
         plain.beta,
-        split.surplus() if weighted else None,
+        _weighted_error(split, lambda_theta) if weighted else None,
         units=units,
         penalty=penalty,
         seed=split.profile.seed,
@@ -253,7 +261,7 @@ def _regression(
     return Fitted(plain.theta, predict(split.content[kind]), predict(split.cold[kind]))
 
 
-_RIDGE = Between(1e-2, 1e4)
+_RIDGE = Between(3.0, 3e3)
 _KINDS = {"VQ": "shallow", "h": "deep"}
 _ONE = ("lambda_theta",)
 
@@ -262,8 +270,8 @@ def _regressions() -> dict[str, System]:
     found = {}
     for name, kind in _KINDS.items():
         for shape, units, penalty in (
-            ("linear", 0, Between(1.0, 1e6, 1e3)),
-            ("MLP", 1000, Between(1e-6, 1e-1, 1e-4)),
+            ("linear", 0, Between(1e2, 1e7, 1e3)),
+            ("MLP", 1000, Between(1e-5, 1.0, 1e-4)),
         ):
             for loss, weighted in (("", False), (", WPE", True)):
                 fit = partial(_regression, kind=kind, units=units, weighted=weighted)
@@ -291,21 +299,21 @@ SYSTEMS: dict[str, System] = {
     "WMF, log of counts": System(
         "Hu, Koren, Volinsky 2008, eq. (6)",
         partial(_wmf, counts="log"),
-        {"lambda_theta": _RIDGE, "alpha": Between(0.1, 40.0, 2.0)},
+        {"lambda_theta": _RIDGE, "alpha": Between(0.05, 5.0, 2.0)},
     ),
     "WMF, linear in counts": System(
         "Hu, Koren, Volinsky 2008, eq. (4)",
         partial(_wmf, counts="linear"),
-        {"lambda_theta": _RIDGE, "alpha": Between(1e-3, 100.0, 40.0)},
+        {"lambda_theta": _RIDGE, "alpha": Between(1e-3, 1.0, 40.0)},
     ),
-    "PMF": System("Gopalan, Hofman, Blei 2015", _pmf, {"shape": Between(0.01, 3.0, 0.3)}),
+    "PMF": System("Gopalan, Hofman, Blei 2015", _pmf, {"shape": Between(0.03, 3.0, 0.3)}),
     "CTPF": System(
-        "Gopalan, Charlin, Blei 2014", _ctpf, {"shape": Between(0.01, 3.0, 0.3)}, cold=True
+        "Gopalan, Charlin, Blei 2014", _ctpf, {"shape": Between(0.03, 3.0, 0.3)}, cold=True
     ),
     "CTR": System(
         "Wang, Blei 2011",
         _ctr,
-        {"lambda_theta": Between(1e-2, 1e4, 0.01), "lambda_beta": Between(1.0, 1e5, 100.0)},
+        {"lambda_theta": Between(3.0, 1e4, 0.01), "lambda_beta": Between(0.1, 1e4, 100.0)},
         cold=True,
     ),
     **_regressions(),
@@ -313,10 +321,11 @@ SYSTEMS: dict[str, System] = {
         f"CF + {kind}": System(
             "Liang, Zhan, Ellis 2015",
             partial(_content_prior, kind=kind),
-            {"lambda_theta": _RIDGE, "lambda_w": Between(1e-2, 1e5)},
+            {"lambda_theta": _RIDGE, "lambda_w": lambda_w},
             cold=True,
         )
-        for kind in ("shallow", "deep")
+        # Wide enough for entries of a thousandth and of one.
+        for kind, lambda_w in (("shallow", Between(1e-2, 1e3)), ("deep", Between(10.0, 1e6)))
     },
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from sklearn.preprocessing import normalize
@@ -94,8 +96,9 @@ def verdicts(
     Parameters
     ----------
     draws : list of dict
-        One for each draw (seed): setting (a key of :data:`repro.paper.PRINTED`) to our systems'
-        per-user metrics by name. The users of all draws count alike.
+        One for each draw (seed): setting to our systems' per-user metrics by name. A setting is a
+        key of :data:`repro.paper.PRINTED`, alone or with a comma and more behind it. The users of
+        all draws count alike.
     same_data : bool
         Whether the data are the paper's own.
 
@@ -105,16 +108,16 @@ def verdicts(
     least and greatest of their means.
     """
     rows = []
-    for claim in paper.CLAIMS:
-        if claim.where not in draws[0]:
+    for where, claim in product(draws[0], paper.CLAIMS):
+        if claim.where != where.partition(",")[0]:
             continue
         printed = paper.PRINTED[claim.where][claim.metric]
         says = f"{claim.system} {'equals' if claim.equal else 'beats'} {claim.than}"
         row = {
-            "claim": f"{claim.where}: {says} ({_name(claim.metric)})",
+            "claim": f"{where}: {says} ({_name(claim.metric)})",
             "paper": f"{printed[claim.system] - printed[claim.than]:+.4f}",
         }
-        found = [draw[claim.where] for draw in draws]
+        found = [draw[where] for draw in draws]
         absent = [s for s in (claim.system, claim.than) if found[0].get(s) is None]
         if absent:
             rows.append(
@@ -266,9 +269,12 @@ def one_user(user, model, train, test, cold, names, cold_names, n: int) -> pd.Da
 
 
 def neighbours(names, factors, other_names, other_factors, n: int = 3) -> pd.DataFrame:
-    """Return, for each row of ``factors``, the names of its ``n`` nearest others by cosine."""
+    """Return, for each row of ``factors``, the names of its ``n`` nearest others by cosine.
 
-    cosine = normalize(factors) @ normalize(other_factors).T
+    Rows are taken as departures from the mean of the others, which all rows share.
+    """
+    mean = np.mean(other_factors, axis=0)
+    cosine = normalize(factors - mean) @ normalize(other_factors - mean).T
     nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :n]
     columns = [f"neighbour {k + 1}" for k in range(n)]
     return pd.DataFrame(other_names[nearest], index=list(names), columns=columns)

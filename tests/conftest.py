@@ -2,6 +2,7 @@
 
 import matplotlib
 import pytest
+import torch
 
 matplotlib.use("agg")
 
@@ -13,3 +14,12 @@ def results_folder(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("REPRO_RESULTS", str(tmp_path / "results"))
     return tmp_path / "results"
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads gain nothing on what is small, and on a busy machine wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

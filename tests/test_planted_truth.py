@@ -4,21 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from repro import config, datasets, metrics, splits, synthetic, tagging, vq, wmf
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROFILE = config.SMOKE
 TOP = 10  # the length of the list: a few dozen songs are cold
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads gain nothing on matrices this small, and on a busy machine wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import scipy.sparse as sp
 
 from repro import regression
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 THETA = np.random.default_rng(9).standard_normal((50, 3)).astype(np.float32)
 
 
@@ -26,8 +27,9 @@ def listening(n=400):
     return sp.csr_matrix(surplus.astype(np.float32))
 
 
-def fit(x, beta, penalty=1e-3, **settings):
-    return regression.fit(x, THETA, beta, penalty=penalty, **settings)
+def fit(x, beta, penalty=1e-3, surplus=None, **settings):
+    error = None if surplus is None else regression.quadratic(THETA, surplus)
+    return regression.fit(x, beta, error, penalty=penalty, **settings)
 
 
 def unexplained(model, x, beta, learned):
@@ -127,9 +129,7 @@ def test_what_does_not_fit_is_refused():
     x, beta = planted("linear")
     with pytest.raises(ValueError, match=r"features are \(399, 6\), beta is \(400, 3\)"):
         fit(x[1:], beta)
-    with pytest.raises(ValueError, match=r"theta is \(50, 3\), beta is \(400, 2\)"):
-        fit(x, beta[:, :2])
-    with pytest.raises(ValueError, match=r"surplus is \(50, 30\) for 50 users x 400 items"):
+    with pytest.raises(ValueError, match=r"error is of \(30, 3\) factors, beta is \(400, 3\)"):
         fit(x, beta, surplus=listening()[:, :30])
     with pytest.raises(ValueError, match="penalty must be positive"):
         fit(x, beta, 0.0)

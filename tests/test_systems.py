@@ -100,13 +100,14 @@ class TestEverySystem:
             assert np.array_equal(getattr(back, key), x)
 
     def test_its_search_sets_out_from_its_source(self, name, fitted):
-        space = SYSTEMS[name].space
-        first = tuning.draws(space, 5, 0, PROFILE.ridges("DEN"))[0]
+        space, papers = SYSTEMS[name].space, PROFILE.ridges("DEN")
+        first, *others = tuning.draws(space, 5, 0, papers)
         for key, values in space.items():
             if isinstance(values, tuple):
                 assert first[key] in values
             else:
-                assert values.low <= first[key] <= values.high
+                assert first[key] == (papers[key] if values.start is None else values.start)
+                assert all(values.low <= other[key] <= values.high for other in others)
 
 
 # What has nothing of the planted tastes to go by, or nothing of the items to rank.

@@ -132,17 +132,19 @@ def test_claim_about_a_system_not_run_is_not_comparable(systems):
     assert set(rows["verdict"]) == {"not comparable"}
 
 
-def test_neighbours_are_nearest_by_cosine():
-    others = np.array([[10.0, 0], [1, 1], [0, 0.1], [-1, 0]])
-    names = np.array(["east", "north-east", "north", "west"])
-    table = tables.neighbours(["a", "b"], np.array([[0.1, 0.01], [-5, 6]]), names, others, 2)
+def test_neighbours_are_nearest_by_cosine_from_what_all_share():
+    shared = np.array([50.0, 70.0])
+    others = np.add(shared, [[10.0, 0], [-10, 0], [1, 1], [-1, -1], [0, 0.1], [0, -0.1]])
+    names = np.array(["east", "west", "north-east", "south-west", "north", "south"])
+    asked = np.add(shared, [[0.1, 0.01], [-5, 6]])
+    table = tables.neighbours(["a", "b"], asked, names, others, 2)
     assert list(table.loc["a"]) == ["east", "north-east"]  # however long the factors are
     assert list(table.loc["b"]) == ["north", "west"]
     assert list(table.columns) == ["neighbour 1", "neighbour 2"]
 
 
 def test_neighbours_of_a_song_without_content_are_defined():
-    table = tables.neighbours(["a"], np.zeros((1, 2)), np.array(["x", "y"]), np.eye(2), 1)
+    table = tables.neighbours(["a"], np.full((1, 2), 0.5), np.array(["x", "y"]), np.eye(2), 1)
     assert table.loc["a", "neighbour 1"] == "x"
 
 

@@ -9,16 +9,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from repro import tagging
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"hidden": (30, 20), "batch_size": 16, "epochs": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads gain nothing on networks this small, and on a busy machine wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

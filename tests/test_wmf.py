@@ -6,6 +6,7 @@ import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from implicit.cpu.als import AlternatingLeastSquares
 
 from repro import als, wmf
 
@@ -326,6 +327,27 @@ def test_song_without_plays_gets_its_content():
     second = wmf.fit(surplus, features, sweeps=5, **settings)
     # Nobody played it, which the zeros count against: pulled in by theta'theta, little at 1e5.
     assert apart(second.beta[7:8], content_mean(features[7:8], first.w)) < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore")  # implicit's, of thread pools
+def test_fit_is_that_of_implicit():
+    """The library solves its rows first, so it is given the transposed plays."""
+    plays, k, ridge = plays_of([3, 5, 20, 31, 12] * 8, 60, most=9), 7, 4.0
+    surplus = wmf.log_surplus(plays, ALPHA, EPS)
+    ours = wmf.fit(surplus, factors=k, lambda_theta=ridge, lambda_beta=ridge, sweeps=4, seed=3)
+    confidence = (surplus + (surplus > 0)).astype(np.float32).T.tocsr()
+    model = AlternatingLeastSquares(k, ridge, use_cg=False, iterations=4, num_threads=1)
+    model.user_factors = np.zeros((60, k), np.float32)
+    start = np.random.default_rng(3).standard_normal((40, k)) * 0.01
+    model.item_factors = start.astype(np.float32)
+    model.fit(confidence, show_progress=False)
+    theta, beta = model.item_factors, model.user_factors
+    objectives = [
+        wmf.objective(surplus, torch.from_numpy(t), torch.from_numpy(b), ridge, ridge)
+        for t, b in ((ours.theta, ours.beta), (theta, beta))
+    ]
+    assert objectives[0] == pytest.approx(objectives[1], rel=1e-5)
+    assert np.allclose(ours.theta, theta, atol=1e-3 * np.abs(theta).max())
 
 
 def test_all_models_make_the_same_first_step():
