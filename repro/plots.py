@@ -190,13 +190,16 @@ def quarters(frames: list[pd.DataFrame], ylabel: str, titles: list[str]) -> Figu
 
 
 def map_of(factors, names, labels, listeners, seed: int, named: int = 25) -> Figure:
-    """Draw items in two dimensions (t-SNE by cosine), coloured by label, the best known named."""
+    """Draw items in two dimensions (t-SNE by cosine), coloured by label, the best known named.
+
+    Factors are taken as departures from their mean.
+    """
     place = TSNE(
         metric="cosine",
         init="random",
         perplexity=min(30, (len(factors) - 1) // 3),
         random_state=seed,
-    ).fit_transform(np.asarray(factors, np.float32))
+    ).fit_transform(np.asarray(factors - np.mean(factors, axis=0), np.float32))
     fig, ax = _panels(1, width=8, height=6)
     shown = [label for label in dict.fromkeys(sorted(labels)) if label]
     for label, tint in [("", "0.8"), *zip(shown, _PALETTE, strict=False)]:

@@ -261,7 +261,7 @@ def _regression(
     return Fitted(plain.theta, predict(split.content[kind]), predict(split.cold[kind]))
 
 
-_RIDGE = Between(3.0, 3e3)
+_RIDGE = Between(10.0, 1e4)
 _KINDS = {"VQ": "shallow", "h": "deep"}
 _ONE = ("lambda_theta",)
 
@@ -270,8 +270,8 @@ def _regressions() -> dict[str, System]:
     found = {}
     for name, kind in _KINDS.items():
         for shape, units, penalty in (
-            ("linear", 0, Between(1e2, 1e7, 1e3)),
-            ("MLP", 1000, Between(1e-5, 1.0, 1e-4)),
+            ("linear", 0, Between(10.0, 1e7, 1e3)),
+            ("MLP", 1000, Between(1e-6, 1.0, 1e-4)),
         ):
             for loss, weighted in (("", False), (", WPE", True)):
                 fit = partial(_regression, kind=kind, units=units, weighted=weighted)
@@ -313,7 +313,7 @@ SYSTEMS: dict[str, System] = {
     "CTR": System(
         "Wang, Blei 2011",
         _ctr,
-        {"lambda_theta": Between(3.0, 1e4, 0.01), "lambda_beta": Between(0.1, 1e4, 100.0)},
+        {"lambda_theta": Between(10.0, 1e5, 0.01), "lambda_beta": Between(0.1, 1e4, 100.0)},
         cold=True,
     ),
     **_regressions(),
@@ -325,7 +325,7 @@ SYSTEMS: dict[str, System] = {
             cold=True,
         )
         # Wide enough for entries of a thousandth and of one.
-        for kind, lambda_w in (("shallow", Between(1e-2, 1e3)), ("deep", Between(10.0, 1e6)))
+        for kind, lambda_w in (("shallow", Between(1e-3, 1e3)), ("deep", Between(1.0, 1e6)))
     },
 }
 

@@ -141,7 +141,9 @@ def verdicts(
     return pd.DataFrame(rows)
 
 
-def over_draws(draws: list[dict], than: str | None = None) -> pd.DataFrame:
+def over_draws(
+    draws: list[dict], than: str | None = None, resamples: int = 1000, seed: int = 0
+) -> pd.DataFrame:
     """Return mean and standard deviation of every metric over draws (seeds), one row a system.
 
     Parameters
@@ -149,21 +151,27 @@ def over_draws(draws: list[dict], than: str | None = None) -> pd.DataFrame:
     draws : list of dict
         Per-user metrics by system, one dict a draw.
     than : str, optional
-        A system; adds the NDCG less its own, averaged over the same users: mean over draws and
-        the least and greatest of them.
+        A system; adds the NDCG less its own, paired: the mean with its 95% interval over the users
+        of all draws, and the least and greatest mean of a draw.
     """
     rows = {}
+    if than is not None:
+        ndcg = [pd.DataFrame({s: frame["ndcg"] for s, frame in draw.items()}) for draw in draws]
+        apart = [frame.sub(frame[than], axis=0) for frame in ndcg]
+        means = pd.DataFrame([frame.mean() for frame in apart])
+        interval = bootstrap(pd.concat(apart), resamples, seed)
     for system in draws[0]:
         each = pd.DataFrame([draw[system].mean() for draw in draws])
         mean, deviation = each.mean(), each.std(ddof=1)
         rows[system] = {
             _name(c): f"{mean[c]:.4f}\u00a0±" + f"{deviation[c]:.4f}".lstrip("0") for c in each
         }
-        if than is not None:
-            less = [(draw[system]["ndcg"] - draw[than]["ndcg"]).mean() for draw in draws]
-            apart = f"{np.mean(less):+.4f} ({min(less):+.4f} to {max(less):+.4f})"
-            rows[system][f"NDCG less {than}"] = "" if system == than else apart
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+        if than not in (None, system):
+            stats, seen = interval.loc[system], means[system]
+            written = f"{stats['mean']:+.4f} [{stats['low']:+.4f}, {stats['high']:+.4f}]"
+            rows[system][f"NDCG less {than}"] = written
+            rows[system]["draws"] = f"{seen.min():+.4f} to {seen.max():+.4f}"
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("system")
 
 
 def headline(systems: dict, metric: str, chance: float, resamples: int, seed: int) -> pd.DataFrame:

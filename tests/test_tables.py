@@ -356,7 +356,8 @@ def test_draws_are_averaged_and_differences_paired():
     table = tables.over_draws([draw(0.1), draw(0.3)], "WMF")
     assert table.loc["WMF", "R@40"] == "0.3000\u00a0±.1414"
     assert table.loc["CTR", "NDCG"] == "0.3000\u00a0±.1414"
-    assert table.loc["CTR", "NDCG less WMF"] == "+0.1000 (+0.1000 to +0.1000)"
+    assert table.loc["CTR", "NDCG less WMF"] == "+0.1000 [+0.1000, +0.1000]"
+    assert table.loc["CTR", "draws"] == "+0.1000 to +0.1000"
     assert table.loc["WMF", "NDCG less WMF"] == ""
 
 
