@@ -4,16 +4,19 @@ import argparse
 import os
 import sys
 
-from repro import report, results, runner
+from repro import report, results, runner, sources
 from repro.config import PROFILES, VARIANTS
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the arguments, run, and return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["fetch"]:
+        return fetch_data(arguments[1:])
     parser = argparse.ArgumentParser(
         prog="run_all.sh",
         description="Execute the notebooks in order; what is up to date is skipped.",
-        epilog="./run_all.sh test runs the tests.",
+        epilog="./run_all.sh test runs the tests; ./run_all.sh fetch gets data.",
     )
     parser.add_argument(
         "--profile",
@@ -54,6 +57,60 @@ def main(arguments: list[str] | None = None) -> int:
         force=given.force,
         list_only=given.list,
     )
+
+
+def fetch_data(arguments: list[str]) -> int:
+    """Download the files of profiles, or some by name, and return the exit status."""
+    from repro import fetch
+
+    real = [name for name, profile in PROFILES.items() if profile.source != "world"]
+    parser = argparse.ArgumentParser(
+        prog="run_all.sh fetch",
+        description="Download and check the files that a profile reads; what is there stays.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"a file, or of {', '.join(real)}")
+    parser.add_argument("--data", metavar="DIR", help="folder to put them in (default: data)")
+    parser.add_argument("--mirror", metavar="URL", default="", help="a folder that has the files")
+    parser.add_argument("--offline", action="store_true", help="only say what is missing")
+    parser.add_argument("--list", action="store_true", help="describe all files and stop")
+    given = parser.parse_args(arguments)
+    if given.data:
+        os.environ["REPRO_DATA"] = os.path.abspath(given.data)
+    root = results.data_root()
+    files = {name: sources.find(name, root) for name in sources.names()}
+    needed = {name: [s.path.name for s in sources.required(PROFILES[name], root)] for name in real}
+    if given.list or not given.names:
+        used_by = {
+            s.path.name: [p for p in real if s.path.name in needed[p]] for s in files.values()
+        }
+        print(fetch.listing(list(files.values()), used_by))
+        return runner.DONE
+    chosen = {}
+    for name in given.names:
+        if name in real:
+            chosen |= {s.path.name: s for s in sources.required(PROFILES[name], root)}
+        elif name in files:
+            chosen[name] = files[name]
+        else:
+            print(f"unknown {name!r}: choose of {', '.join([*real, *files])}")
+            return runner.REFUSED
+    status = runner.DONE
+    for name, source in chosen.items():
+        if source.path.exists():
+            print(f"{name}: there")
+            continue
+        try:
+            if given.offline:
+                raise fetch.FetchError(sources.described(source))
+            print(f"{name}: {source.size}, {source.licence}", flush=True)
+            fetch.fetch(source, mirror=given.mirror)
+        except fetch.FetchError as error:
+            print(error)
+            status = runner.FAILED
+        except KeyboardInterrupt:
+            print(f"\nInterrupted at {name}; the same command goes on")
+            return runner.INTERRUPTED
+    return status
 
 
 def write_readme() -> int:

@@ -34,7 +34,7 @@ class Profile:
     """One named choice of data and settings; the defaults are the paper's."""
 
     name: str
-    source: str  # "world" (synthetic), "msd" or "lastfm"
+    source: str  # "world" (synthetic), "msd", "subset", "spotify" or "lastfm"
     label: str  # printed on every figure and table made from this data
     item: str = "song"  # what is recommended: "song" or "artist"
     content: str = "timbre"  # "timbre" (segments_timbre) or "descriptors" (one vector a track)
@@ -227,7 +227,48 @@ LASTFM_TIMBRE = replace(
     standardise_frames=False,
 )
 
-PROFILES = {p.name: p for p in (DEMO, SMOKE, LASTFM, LASTFM_TIMBRE, PAPER)}
+SUBSET = replace(
+    PAPER,
+    name="subset",
+    source="subset",
+    label="Million Song Dataset subset of 10,000 songs",
+    companions=(),
+    min_songs_per_user=10,  # some 4,000 of the songs are in the Taste Profile at all
+    min_users_per_song=20,
+    sparse_songs_per_user=10,
+    sparse_users_per_song=20,
+    cold_fraction=0.10,
+    codebook_tracks=2_000,
+    min_songs_per_tag=50,
+    test_min_tags=5,
+    cold_in_pretraining=False,
+    scale_input=True,
+    tag_trials=3,
+    trials=10,
+)
+
+MSD_SPOTIFY = replace(
+    PAPER,
+    name="msd-spotify",
+    source="spotify",
+    label="MSD tracks with Spotify descriptors",
+    content="descriptors",
+    companions=("seed1", "artists", "lenient"),
+    cold_fraction=0.10,
+    codewords=128,  # as in lastfm: a track is one vector of descriptors
+    frames_per_item=1,
+    nearest_codewords=16,
+    standardise_frames=True,
+    min_songs_per_tag=50,
+    test_min_tags=5,
+    cold_in_pretraining=False,
+    scale_input=True,
+    epochs=12,
+    tag_trials=3,
+    trials=10,
+)
+
+PROFILES = {p.name: p for p in (DEMO, SMOKE, LASTFM, LASTFM_TIMBRE, SUBSET, MSD_SPOTIFY, PAPER)}
 
 VARIANTS = {
     "artists": {"cold_by_artist": True},

@@ -1,46 +1,33 @@
-"""Read listening, content and tags, from whatever source, into one shape.
+"""Turn listening, content and tags, from whatever source, into one shape.
 
-A source is a folder that the user names, holding the files as they are downloaded.
+The files are those of :mod:`repro.sources`, read by :mod:`repro.readers`. A source is
 
-Million Song Dataset (``msd``) and the synthetic world in its formats (``world``)::
-
-    train_triplets.txt (or .zip)  Taste Profile: user <TAB> song <TAB> play count
-    msd/A/B/C/TRABC....h5         the tracks, with analysis/segments_timbre
-    msd_summary_file.h5           metadata of all tracks, here for song_hotttnesss
-    track_metadata.db             SQLite, table `songs`
-    lastfm_tags.db                SQLite, tables `tids`, `tags` and `tid_tag`
-    tracks_bad_audio.txt          one track id a line
-    artists_train.txt, artists_test.txt   one artist id a line
-
-Last.fm (``lastfm``), where an item is an artist::
-
-    hetrec2011-lastfm-2k.zip      as GroupLens ships it; read without extraction
-    msd_spotify_tracks.csv.gz (or "Music Info.csv")   descriptors of tracks
-    msd_h5/A/B/C/TRABC....h5      MSD tracks, only for content "timbre"
+- ``msd``, and ``world``, the synthetic one in its formats: Taste Profile triplets, MSD tracks with
+  timbre, last.fm tags of tracks; ``subset`` is the same for the MSD's 10,000-song subset;
+- ``spotify``: play counts, tags and descriptors of MSD tracks, one table each;
+- ``lastfm``: HetRec's listening and tags, where an item is an artist, with the descriptors of
+  their tracks, or MSD tracks.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-import sqlite3
 import unicodedata
-import zipfile
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import polars as pl
 from nltk.stem import PorterStemmer
 from nltk.tokenize import word_tokenize
 from scipy import sparse
 
+from repro import readers
 from repro.config import Profile
+from repro.readers import TIMBRE_DIM, BadInput
+from repro.sources import MissingData, find, missing
 
-TIMBRE_DIM = 12
 # Without key, mode and time_signature: distances between their codes mean nothing.
 DESCRIPTORS = (
     *("duration_ms", "danceability", "energy", "loudness", "speechiness"),
@@ -58,38 +45,7 @@ _SAYS_NOTHING_OF_THE_SOUND = re.compile(
     | \b(check|listen)\b | ^(owned|library|ipod|itunes|misc|other|unknown|all)$ | \balbums?\b""",
     re.VERBOSE,
 )
-_TRIPLET = re.compile(rb"[^\t\r\n]+\t[^\t\r\n]+\t0*[1-9]\d{0,8}\r?\n?")
 _stem = PorterStemmer().stem
-
-
-class BadInput(ValueError):
-    """An input is there but is not what it should be; the message names the file."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One input file or folder and where to get it."""
-
-    path: Path
-    what: str
-    origin: str
-    size: str
-    licence: str
-
-
-class MissingData(FileNotFoundError):
-    """Input files are absent; the message says for each what it is and where to get it."""
-
-    def __init__(self, sources: list[Source]):
-        super().__init__(
-            "\n".join(
-                f"missing {s.path.name}: {s.what}\n"
-                f"  looked for in {s.path.parent.resolve()}\n"
-                f"  from {s.origin} ({s.size})\n"
-                f"  licence: {s.licence}"
-                for s in sources
-            )
-        )
 
 
 @dataclass(frozen=True)
@@ -112,46 +68,6 @@ class Dataset:
     facts: dict[str, int]  # counts at every step of the recipe, in order
 
 
-# file | what it is | where it comes from | size | licence
-_FILES = """
-train_triplets.txt | Taste Profile play counts | millionsongdataset.com/tasteprofile | 3 GB, 0.5 GB zipped | MSD terms, research
-msd | folder of the MSD's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 280 GB | MSD terms, research
-msd_summary_file.h5 | metadata of all MSD tracks | millionsongdataset.com/pages/getting-dataset | 0.3 GB | MSD terms, research
-track_metadata.db | ids and names of all MSD tracks | millionsongdataset.com/pages/getting-dataset | 0.7 GB | MSD terms, research
-lastfm_tags.db | last.fm tags of MSD tracks | millionsongdataset.com/lastfm | 0.6 GB | research, non-commercial
-tracks_bad_audio.txt | MSD tracks whose audio is wrong | github.com/dawenl/content_wmf, code/ | 0.1 MB | MIT
-artists_train.txt | MSD tagging split | github.com/tbertinmahieux/MSongsDB, Tasks_Demos/Tagging/ | 0.8 MB | GPL-3.0
-artists_test.txt | MSD tagging split | github.com/tbertinmahieux/MSongsDB, Tasks_Demos/Tagging/ | 0.1 MB | GPL-3.0
-hetrec2011-lastfm-2k.zip | HetRec 2011 Last.fm-2k, listening and tags | grouplens.org/datasets/hetrec-2011 | 3 MB | non-commercial
-msd_spotify_tracks.csv.gz | track descriptors, or "Music Info.csv" | kaggle.com, "Million Song Dataset + Spotify + Last.fm" | 15 MB | research
-msd_h5 | folder of the MSD's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 0.3 MB a track | MSD terms, research
-"""  # noqa: E501
-_ABOUT = {name: about for name, *about in (r.split(" | ") for r in _FILES.strip().split("\n"))}
-_ALSO_AS = {
-    "train_triplets.txt": "train_triplets.txt.zip",
-    "msd_spotify_tracks.csv.gz": "Music Info.csv",
-}
-
-
-def _find(root: Path, name: str) -> Path:
-    other = root / _ALSO_AS.get(name, name)
-    return other if other.exists() and not (root / name).exists() else root / name
-
-
-def required(profile: Profile, root: Path | str) -> list[Source]:
-    """Return every input that `profile` reads from the folder `root`."""
-    names = list(_ABOUT)[:8]
-    if profile.source == "lastfm":
-        content = "msd_h5" if profile.content == "timbre" else "msd_spotify_tracks.csv.gz"
-        names = ["hetrec2011-lastfm-2k.zip", content]
-    return [Source(_find(Path(root), name), *_ABOUT[name]) for name in names]
-
-
-def missing(profile: Profile, root: Path | str) -> list[Source]:
-    """Return the inputs of :func:`required` that are not there."""
-    return [source for source in required(profile, root) if not source.path.exists()]
-
-
 def load(profile: Profile, root: Path | str) -> Dataset:
     """Read everything but the content.
 
@@ -166,57 +82,66 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     """
     if absent := missing(profile, root):
         raise MissingData(absent)
-    read = _load_lastfm if profile.source == "lastfm" else _load_msd
-    return read(profile, Path(root))
+    read = {"lastfm": _load_lastfm, "spotify": _load_spotify}.get(profile.source, _load_msd)
+    data = read(profile, Path(root))
+    if not len(data.vocabulary):
+        raise BadInput(
+            f"{root}: no tag that says something of the sound is on {profile.min_songs_per_tag} "
+            f"tracks or more, which profile {profile.name} asks for"
+        )
+    return data
 
 
-def bags(profile: Profile, root: Path | str) -> Callable[[str], np.ndarray]:
-    """Return the function from a track id to its content, float32, shape (frames, D).
+class Bags:
+    """The function from a track id to its content, float32, shape (frames, D).
 
-    D is 12 for timbre and 10 for descriptors, in the files' own units; no frames give (0, D).
+    D is 12 for timbre and 10 for descriptors, in the files' own units; no frames give (0, D). A
+    track whose file cannot be read has none either, and is in ``broken`` with the reason: one
+    among a million must not stop a run.
 
     Raises
     ------
     BadInput
-        By the returned function, on a track file that is absent, broken or of another shape.
+        When more than 20 tracks, and more than a tenth of those asked for, cannot be read.
     """
+
+    def __init__(self, read: Callable[[str], np.ndarray], dims: int):
+        self._read, self._none = read, np.empty((0, dims), np.float32)
+        self.broken: dict[str, str] = {}
+        self.asked = 0
+
+    def __call__(self, track: str) -> np.ndarray:
+        """Return the frames of one track."""
+        if not track:
+            return self._none
+        self.asked += 1
+        try:
+            return self._read(track)
+        except BadInput as error:
+            self.broken[track] = str(error)
+            if len(self.broken) > max(20, self.asked / 10):
+                raise BadInput(
+                    f"{len(self.broken)} of {self.asked} tracks cannot be read; the last: {error}"
+                ) from error
+            return self._none
+
+
+def bags(profile: Profile, root: Path | str) -> Bags:
+    """Return :class:`Bags` of tracks, or of artists by their key for ``lastfm``'s descriptors."""
     root = Path(root)
     if profile.content == "timbre":
-        tree = root / ("msd_h5" if profile.source == "lastfm" else "msd")
-        return lambda track: _timbre(tree, track)
-    rows = _descriptors(root).partition_by("artist", as_dict=True, include_key=False)
-    frames = {artist: table.to_numpy().astype(np.float32) for (artist,), table in rows.items()}
+        tree = _tree(profile, root)
+        return Bags(lambda track: readers.timbre(tree, track), TIMBRE_DIM)
+    of = "artist" if profile.source == "lastfm" else "track_id"
+    rows = _descriptors(root, of).partition_by(of, as_dict=True, include_key=False)
+    frames = {key: table.to_numpy().astype(np.float32) for (key,), table in rows.items()}
     none = np.empty((0, len(DESCRIPTORS)), np.float32)
-    return lambda artist: frames.get(artist, none)
+    return Bags(lambda key: frames.get(key, none), len(DESCRIPTORS))
 
 
-def fingerprint(profile: Profile, root: Path | str) -> str:
-    """Return a short digest of the inputs' content.
-
-    Of a file up to 64 MiB all of it, of a larger one its size and 1,024 blocks spread over it; of
-    a tree of tracks the names and sizes in one in 26 of its folders and 32 of the files. Dates
-    play no part.
-    """
-    digest = hashlib.sha256()
-    for source in required(profile, root):
-        files = [source.path]
-        if source.path.is_dir():
-            files = [
-                file
-                for folder in sorted(source.path.glob("?/?"))
-                for leaf in sorted(folder.glob("?"))[:1]
-                for file in sorted(leaf.glob("*.h5"))
-            ]
-            digest.update("".join(f"{f.name} {f.stat().st_size}\n" for f in files).encode())
-            files = files[:: len(files) // 32 + 1]
-        for path in files:
-            size, block = path.stat().st_size, 1 << 16
-            digest.update(f"{path.name} {size}\n".encode())
-            with path.open("rb") as file:
-                for start in range(0, size, max(block, size // 1024)):
-                    file.seek(start)
-                    digest.update(file.read(block))
-    return digest.hexdigest()[:16]
+def _tree(profile: Profile, root: Path) -> Path:
+    folder = {"lastfm": "msd_h5", "subset": "MillionSongSubset"}
+    return root / folder.get(profile.source, "msd")
 
 
 # --- Million Song Dataset -----------------------------------------------------------------------
@@ -224,14 +149,15 @@ def fingerprint(profile: Profile, root: Path | str) -> str:
 
 def _load_msd(profile: Profile, root: Path) -> Dataset:
     """Follow the authors' recipe: ISMIR sec. 4.2 for listening, their code for tags."""
-    songs = _query(
-        root / "track_metadata.db",
-        "SELECT track_id, song_id, artist_id, artist_name || ' - ' || title AS name FROM songs",
-    ).sort("track_id")
-
-    triplets = _triplets(_find(root, "train_triplets.txt"))
-    facts = {"triplets read": triplets.height}
-    bad = songs.filter(pl.col("track_id").is_in(_lines(root / "tracks_bad_audio.txt")))
+    facts = {}
+    songs = _songs(profile, root, facts)
+    triplets = readers.triplets(find("train_triplets.txt.zip", root).path)
+    facts["triplets read"] = triplets.height
+    if profile.source == "subset":
+        known = songs["song_id"].unique().cast(pl.Categorical)
+        triplets = triplets.filter(pl.col("song").is_in(known.implode()))
+        facts["triplets of songs in the subset"] = triplets.height
+    bad = songs.filter(pl.col("track_id").is_in(readers.lines(root / "tracks_bad_audio.txt")))
     bad = bad["song_id"].unique().cast(pl.Categorical)
     triplets = triplets.filter(~pl.col("song").is_in(bad.implode()))
     facts["triplets after bad-audio removal"] = triplets.height
@@ -248,14 +174,27 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
         "songs without a track": items["track_id"].null_count(),
     }
 
-    tagged = _query(
+    tagged = readers.query(
         root / "lastfm_tags.db",
-        "SELECT tids.tid AS track, tags.tag AS tag, CAST(val AS REAL) AS val FROM tid_tag"
+        "SELECT tids.tid AS track, CAST(tags.tag AS TEXT) AS tag, CAST(val AS REAL) AS val"
+        " FROM tid_tag"
         " JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag",
+        {"track": pl.String, "tag": pl.String, "val": pl.Float64},
     )
+    if profile.source == "subset":
+        tagged = tagged.filter(pl.col("track").is_in(songs["track_id"].implode()))
     tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
     about = _beside(tag_tracks, songs, "track_id")
-    train, test = (_lines(root / f"artists_{part}.txt") for part in ("train", "test"))
+    # The tracks' own files have it too, but opening every tagged one would take an hour.
+    known = (
+        songs.select(track="track_id", hot="hot")
+        if profile.source == "subset"
+        else (readers.hotness(root / "msd_summary_file.h5"))
+    )
+    hot = _beside(tag_tracks, known, "track")["hot"]
+    train, test = (
+        readers.lines(root / f"artists_{part}.txt", empty=False) for part in ("train", "test")
+    )
     if shared := set(train) & set(test):
         raise BadInput(f"{root}: {min(shared)} is in artists_train.txt and in artists_test.txt")
     tag_train, tag_test = (
@@ -276,69 +215,32 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
         vocabulary=vocabulary,
         tag_train=tag_train,
         tag_test=tag_test,
-        hotness=_hotness(root / "msd_summary_file.h5", tag_tracks),
+        hotness=hot.fill_null(np.nan).to_numpy().astype(np.float32),
         facts={step: int(count) for step, count in facts.items()},
     )
 
 
-def _triplets(path: Path) -> pl.DataFrame:
-    """Read ``user <TAB> song <TAB> count`` lines; a count is a positive integer.
-
-    Raises
-    ------
-    BadInput
-        Naming the file and the first line that is anything else.
-    """
-    source = zipfile.Path(path, path.stem) if path.suffix == ".zip" else path
-    try:
-        with source.open("rb") as file:
-            table = pl.read_csv(
-                file,
-                has_header=False,
-                separator="\t",
-                quote_char=None,
-                # categories: 48 million pairs then take 12 bytes each
-                schema={"user": pl.Categorical, "song": pl.Categorical, "count": pl.Int32},
-                ignore_errors=True,
-            )
-        if not sum(table.null_count().row(0)) and (table["count"] > 0).all():
-            return table
-    except pl.exceptions.PolarsError:
-        pass
-    with source.open("rb") as file:  # polars does not tell the line
-        for number, line in enumerate(file, start=1):
-            if not _TRIPLET.fullmatch(line):
-                found = line[:100].decode("utf8", "replace").rstrip("\r\n")
-                raise BadInput(
-                    f"{path}, line {number}: expected user <TAB> song <TAB> positive integer, "
-                    f"found {found!r}"
-                )
-    raise BadInput(f"{path}: not a file of user <TAB> song <TAB> count lines")
-
-
-def _timbre(tree: Path, track: str) -> np.ndarray:
-    if not track:
-        return np.empty((0, TIMBRE_DIM), np.float32)
-    path = tree.joinpath(*track[2:5], f"{track}.h5")
-    expected = f"{path}: expected analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"
-    try:
-        with h5py.File(path, "r") as file:
-            frames = file["analysis/segments_timbre"][()].astype(np.float32)
-    except (OSError, KeyError) as error:
-        raise BadInput(f"{expected}; {error}") from error
-    if frames.ndim != 2 or frames.shape[1] != TIMBRE_DIM:
-        raise BadInput(f"{expected}, found {frames.shape}")
-    return frames
-
-
-def _hotness(path: Path, tracks: np.ndarray) -> np.ndarray:
-    # The tracks' own files have it too, but opening every tagged one would take an hour.
-    with h5py.File(path, "r") as file:
-        hot = file["metadata/songs"].fields("song_hotttnesss")[()]
-        ids = file["analysis/songs"].fields("track_id")[()].astype(str)
-    known = pl.DataFrame({"track": ids, "hot": hot}).unique("track")
-    found = _beside(tracks, known, "track")["hot"]
-    return found.fill_null(np.nan).to_numpy().astype(np.float32)
+def _songs(profile: Profile, root: Path, facts: dict) -> pl.DataFrame:
+    """Return track, song, artist and name of every track, in the order of the track ids."""
+    if profile.source != "subset":
+        return readers.query(
+            root / "track_metadata.db",
+            "SELECT track_id, song_id, artist_id, artist_name || ' - ' || title AS name FROM songs",
+            dict.fromkeys(("track_id", "song_id", "artist_id", "name"), pl.String),
+        ).sort("track_id")
+    rows, broken = [], 0
+    for path in sorted(_tree(profile, root).glob("?/?/?/*.h5"), key=lambda path: path.stem):
+        try:
+            row = readers.metadata(path)
+            name = f"{row['artist_name']} - {row['title']}"
+            rows.append((path.stem, row["song_id"], row["artist_id"], name, row["hot"]))
+        except (BadInput, KeyError):
+            broken += 1
+    facts |= {"tracks read": len(rows), "tracks that cannot be read": broken}
+    if not rows:
+        raise BadInput(f"{_tree(profile, root)}: expected tracks A/B/C/TRABC....h5, found none")
+    columns = ["track_id", "song_id", "artist_id", "name", "hot"]
+    return pl.DataFrame(rows, schema=columns, orient="row")
 
 
 # --- Last.fm, artist level ----------------------------------------------------------------------
@@ -354,11 +256,20 @@ def artist_key(name: str) -> str:
 def _load_lastfm(profile: Profile, root: Path) -> Dataset:
     """Join HetRec's artists to those with content by their normalised names."""
     archive = root / "hetrec2011-lastfm-2k.zip"
-    artists = _hetrec(archive, "artists.dat").select(
+    ids = dict.fromkeys(("userID", "artistID", "tagID"), pl.Int32)
+    artists = _hetrec(archive, "artists.dat", {"id": pl.Int32, "name": pl.String}).select(
         artistID="id", name="name", artist=_keys(pl.col("name"))
     )
-    listening = _hetrec(archive, "user_artists.dat").filter(pl.col("weight") > 0)
-    tagging = _hetrec(archive, "user_taggedartists.dat")
+    counts = {"userID": pl.Int32, "artistID": pl.Int32, "weight": pl.Int32}
+    listening = _hetrec(archive, "user_artists.dat", counts)
+    tagging = _hetrec(archive, "user_taggedartists.dat", ids)
+    wrong = (listening["weight"].fill_null(0) < 1).arg_true()
+    if len(wrong):
+        found = listening["weight"][wrong[0]]
+        raise BadInput(
+            f"{archive}: user_artists.dat, line {wrong[0] + 2}: expected a positive integer as "
+            f"weight, found {found}"
+        )
     facts = {
         "users read": listening["userID"].n_unique(),
         "artists read": artists.height,
@@ -369,7 +280,7 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
     if profile.content == "timbre":
         content = _artists_of_tracks(root / "msd_h5")
     else:
-        content = _descriptors(root).select("artist", track="artist").unique()
+        content = _descriptors(root, "artist").select("artist", track="artist").unique()
     linked = artists.filter(
         pl.col("artist") != "",
         pl.col("artistID").is_in(listening["artistID"].implode()),
@@ -394,7 +305,8 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
         content, on="artist", maintain_order="left"
     )
 
-    tag_names = _hetrec(archive, "tags.dat", encoding="cp1252").rename({"tagValue": "tag"})
+    kinds = {"tagID": pl.Int32, "tagValue": pl.String}
+    tag_names = _hetrec(archive, "tags.dat", kinds, "cp1252").rename({"tagValue": "tag"})
     tagged = tagging.join(tag_names, on="tagID").group_by("track", "tag").agg(val=pl.len())
     tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
     order = np.random.default_rng(profile.seed).permutation(len(tag_tracks))
@@ -417,34 +329,76 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
     )
 
 
-def _hetrec(archive: Path, name: str, encoding: str = "utf8") -> pl.DataFrame:
-    try:
-        with zipfile.ZipFile(archive) as files:
-            table = files.read(name)
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise BadInput(f"{archive}: expected a zip file that has {name}; {error}") from error
-    return pl.read_csv(table, separator="\t", quote_char=None, encoding=encoding)
-
-
-def _descriptors(root: Path) -> pl.DataFrame:
-    """Return the complete rows of the descriptor table, with the artist's normalised name."""
-    path = _find(root, "msd_spotify_tracks.csv.gz")
-    try:
-        table = pl.read_csv(path, columns=["artist", *DESCRIPTORS], infer_schema_length=None)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise BadInput(f"{path}: expected columns artist, {', '.join(DESCRIPTORS)}") from error
-    return table.select(_keys(pl.col("artist")), *DESCRIPTORS).drop_nulls()
+def _hetrec(archive: Path, name: str, columns: dict, encoding: str = "utf8") -> pl.DataFrame:
+    return readers.table(archive, columns, separator="\t", encoding=encoding, member=name)
 
 
 def _artists_of_tracks(tree: Path) -> pl.DataFrame:
     """Return one track an artist, the smallest id: bags must not grow with popularity."""
     rows = []
     for path in sorted(tree.glob("?/?/?/*.h5"), key=lambda path: path.stem):
-        with h5py.File(path, "r") as file:
-            name = file["metadata/songs"].fields("artist_name")[0].decode()
-        rows.append((artist_key(name), path.stem))
+        rows.append((artist_key(readers.metadata(path)["artist_name"]), path.stem))
     table = pl.DataFrame(rows, schema=["artist", "track"], orient="row")
     return table.unique("artist", keep="first", maintain_order=True)
+
+
+# --- tables of tracks with descriptors ----------------------------------------------------------
+
+
+def _descriptors(root: Path, key: str) -> pl.DataFrame:
+    """Return the rows with all descriptors by ``key``: the normalised artist, or the track."""
+    columns = {key: pl.String} | dict.fromkeys(DESCRIPTORS, pl.Float64)
+    table = readers.table(find("Music Info.csv", root).path, columns)
+    table = table.with_columns(_keys(pl.col(key))) if key == "artist" else table
+    finite = pl.all_horizontal(pl.col(name).is_finite() for name in DESCRIPTORS)
+    return table.drop_nulls().filter(finite)
+
+
+def _load_spotify(profile: Profile, root: Path) -> Dataset:
+    """Join play counts of tracks to the tracks' own table; no artist is on both sides of tags."""
+    path = find("Music Info.csv", root).path
+    text = dict.fromkeys(("track_id", "name", "artist", "tags"), pl.String)
+    tracks = readers.table(path, text).drop_nulls("track_id").sort("track_id")
+    facts = {"tracks read": tracks.height}
+    tracks = tracks.unique("track_id", keep="first", maintain_order=True)
+    complete = _descriptors(root, "track_id")["track_id"]
+    tracks = tracks.filter(pl.col("track_id").is_in(complete.implode()))
+    facts["tracks with all descriptors"] = tracks.height
+
+    listening = readers.history(find("User Listening History.csv", root).path)
+    facts["user-track pairs read"] = listening.height
+    known = tracks["track_id"].cast(pl.Categorical)
+    listening = listening.filter(pl.col("song").is_in(known.implode()))
+    facts["pairs of known tracks"] = listening.height
+    plays, user_ids, item_ids = _matrix(listening["user"], listening["song"], listening["count"])
+    del listening
+    facts |= {"users": len(user_ids), "songs": len(item_ids), "user-song pairs": plays.nnz}
+    items = _beside(item_ids, tracks, "track_id")
+
+    tagged = tracks.select(track="track_id", tag=pl.col("tags").str.split(",")).explode("tag")
+    tagged = tagged.with_columns(pl.col("tag").str.strip_chars().str.replace_all("_", " "))
+    tagged = tagged.filter(pl.col("tag").fill_null("") != "").with_columns(val=pl.lit(1.0))
+    tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
+    artists = _strings(_beside(tag_tracks, tracks, "track_id")["artist"])
+    of, number = np.unique(artists, return_inverse=True)
+    order = np.random.default_rng(profile.seed).permutation(len(of))
+    tag_train = order[number] < int(0.8 * len(of))
+    return Dataset(
+        plays=plays,
+        user_ids=user_ids,
+        item_ids=item_ids,
+        item_names=_strings(items["artist"] + " - " + items["name"]),
+        item_artists=_strings(items["artist"]),
+        item_tracks=item_ids,
+        tags=tags,
+        tag_tracks=tag_tracks,
+        tag_items=tag_tracks,
+        vocabulary=vocabulary,
+        tag_train=tag_train,
+        tag_test=~tag_train,
+        hotness=np.full(len(tag_tracks), np.nan, np.float32),
+        facts={step: int(count) for step, count in facts.items()},
+    )
 
 
 # --- both ---------------------------------------------------------------------------------------
@@ -496,8 +450,17 @@ def _matrix(
     """Return the matrix and its sorted row and column ids; values of repeated pairs add up."""
     (row_codes, row_ids), (column_codes, column_ids) = _codes(rows), _codes(columns)
     shape = len(row_ids), len(column_ids)
-    values = values.to_numpy().astype(np.int8 if values.dtype == pl.Int8 else np.int32)
-    return sparse.csr_matrix((values, (row_codes, column_codes)), shape), row_ids, column_ids
+    kind = np.int8 if values.dtype == pl.Int8 else np.int32
+    values = values.to_numpy().astype(np.int64)
+    matrix = sparse.csr_matrix((values, (row_codes, column_codes)), shape)
+    if matrix.nnz and matrix.data.max() > np.iinfo(kind).max:
+        pair = matrix.data.argmax()
+        row = np.searchsorted(matrix.indptr, pair, side="right") - 1
+        raise BadInput(
+            f"the counts of {row_ids[row]} and {column_ids[matrix.indices[pair]]} add up to "
+            f"{matrix.data[pair]:,}, more than {np.iinfo(kind).max:,}"
+        )
+    return matrix.astype(kind), row_ids, column_ids
 
 
 def _codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -523,15 +486,3 @@ def _strings(column: pl.Series, width: int = 200) -> np.ndarray:
 
 def _keys(names: pl.Expr) -> pl.Expr:
     return names.map_elements(artist_key, return_dtype=pl.String)
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf8").split()
-
-
-def _query(path: Path, sql: str) -> pl.DataFrame:
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-        try:
-            return pl.read_database(sql, database)
-        except sqlite3.Error as error:
-            raise BadInput(f"{path}: {error}, in: {sql}") from error

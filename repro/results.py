@@ -54,6 +54,10 @@ def atomic(path: Path):
         with partial.open("wb") as file:
             yield file
         partial.replace(path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a full disk does not say of which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -12,7 +12,9 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -20,7 +22,9 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-from repro import results
+from filelock import FileLock, Timeout
+
+from repro import results, sources
 from repro.config import Profile, named
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -31,6 +35,9 @@ CAUSES = {
     "data": "data changed",
     "inputs": "input changed",
 }
+# Errors whose message is written for users: a traceback would only hide it.
+TELLING = {"BadInput", "MissingData", "FileNotFoundError", "ValueError", "OSError"}
+TELLING |= {"PermissionError", "NotADirectoryError"}
 
 
 class Refused(Exception):
@@ -87,17 +94,13 @@ def code_digest(notebook: Path) -> str:
 def _missing_data(profile: Profile) -> list:
     if profile.source == "world":  # its first notebook makes the data
         return []
-    from repro import datasets
-
-    return datasets.missing(profile, results.data_root())
+    return sources.missing(profile, results.data_root())
 
 
 def _data_digest(profile: Profile) -> str:
     if profile.source == "world":
         return ""
-    from repro import datasets
-
-    return str(datasets.fingerprint(profile, results.data_root()))
+    return sources.fingerprint(profile, results.data_root())
 
 
 @dataclass(frozen=True)
@@ -369,16 +372,15 @@ def _print_plan(pipeline: Pipeline, plan: dict[str, str | None]) -> None:
 
 
 def _print_missing(missing: list) -> None:
-    print("\nMissing data:")
-    for file in missing:
-        print(f"  {file.what}\n    looked for  {file.path}\n    comes from  {file.origin}")
-        print(f"    size        {file.size}\n    licence     {file.licence}")
+    print()
+    print(*map(sources.described, missing), sep="\n")
 
 
 def _print_failure(error, partial: Path) -> None:
     trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
     print(f"\nFAILED in cell [{error.exec_count}]: {error.ename}: {error.evalue}")
-    print("\n".join("    " + line for line in trace[-12:]))
+    if error.ename not in TELLING:
+        print("\n".join("    " + line for line in trace[-12:]))
     print(f"The notebook as far as it came: {partial}")
 
 
@@ -446,6 +448,8 @@ def run(
         _print_plan(part, plan)
     if missing:
         _print_missing(missing)
+        folder = f" --data {results.data_root()}"
+        print(f"\nWhat can be downloaded:  ./run_all.sh fetch {settings.name}{folder}")
     if list_only:
         return DONE
     if missing:
@@ -461,10 +465,54 @@ def run(
         if others:
             print(f"Note: not up to date, which --full mends: {', '.join(others)}")
 
+    try:
+        with _alone(root / profile.partition("+")[0] / "artifacts"), _stoppable():
+            return _run_all(pipeline, work, root, full or chosen[-1] in pipeline.full, force)
+    except Refused as error:
+        print(f"Cannot start: {error}")
+        return REFUSED
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep every other run out of a profile's results, its companions' included."""
+    lock = FileLock(folder / "lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        what = f"another run is at work in {folder.parent}"
+        raise Refused(f"{what}: wait until it has ended, or stop it") from None
+    except OSError as error:
+        raise Refused(f"{folder.parent} cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end a run as Ctrl-C does, its kernel with it."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_all(pipeline: Pipeline, work: list, root: Path, full: bool, force: bool) -> int:
     from repro import report
 
     os.environ["REPRO_RESULTS"] = str(root)  # the kernels inherit it
-    command = _command(pipeline, full or chosen[-1] in pipeline.full)
+    command = _command(pipeline, full)
     for part, plan in work:
         renewed = [step for step in plan if not plan[step] and part.renew_text(step)]
         for step in renewed:

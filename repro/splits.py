@@ -33,10 +33,22 @@ def dense_subset(
     -------
     users, items : ndarray of int
         Sorted row and column indices into `plays`.
+
+    Raises
+    ------
+    ValueError
+        When nothing is left.
     """
     items = np.flatnonzero(_users_per_item(plays) >= min_users_per_song)
     songs = np.diff(plays[:, items].indptr)
-    return np.flatnonzero(songs >= min_songs_per_user), items
+    users = np.flatnonzero(songs >= min_songs_per_user)
+    if not len(users):
+        raise ValueError(
+            f"DEN is empty: {len(items):,} of {plays.shape[1]:,} items have "
+            f"{min_users_per_song} users or more, and none of the {plays.shape[0]:,} users has "
+            f"{min_songs_per_user} of these items"
+        )
+    return users, items
 
 
 def sparse_subset(
@@ -59,10 +71,20 @@ def sparse_subset(
     -------
     users, items : ndarray of int
         Sorted row and column indices into `plays`. Items that no kept user played are left out.
+
+    Raises
+    ------
+    ValueError
+        When nothing is left.
     """
     items = np.flatnonzero(_users_per_item(plays) < users_per_song)
     songs = np.diff(plays[:, items].indptr)
     users = np.flatnonzero((songs > 0) & (songs < songs_per_user))
+    if not len(users):
+        raise ValueError(
+            f"SPR is empty: {len(items):,} of {plays.shape[1]:,} items have fewer than "
+            f"{users_per_song} users, and no user has between 1 and {songs_per_user - 1} of them"
+        )
     return users, items[_users_per_item(plays[users][:, items]) > 0]
 
 
@@ -83,8 +105,15 @@ def cold_items(n_items: int, fraction: float, seed: int) -> np.ndarray:
     -------
     ndarray of int
         Sorted indices.
+
+    Raises
+    ------
+    ValueError
+        When no item would be cold, or none would stay.
     """
     kept = int(n_items * (1 - fraction))
+    if not 0 < kept < n_items:
+        raise ValueError(f"{fraction:.0%} of {n_items} items leave {kept} in-matrix")
     return np.sort(np.random.default_rng(seed).permutation(n_items)[kept:])
 
 

@@ -10,7 +10,7 @@ matplotlib.use("agg")
 @pytest.fixture(autouse=True)
 def results_folder(tmp_path, monkeypatch):
     """Point the results at a fresh folder and forget what the user's environment asks for."""
-    for name in ("REPRO_PROFILE", "REPRO_DEVICE"):
+    for name in ("REPRO_PROFILE", "REPRO_DEVICE", "REPRO_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("REPRO_RESULTS", str(tmp_path / "results"))
     return tmp_path / "results"

@@ -8,6 +8,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "repro"
 MODULES = sorted(PACKAGE.glob("*.py"))
 ALGORITHMS = {"vq", "tagging", "als", "wmf", "poisson", "regression", "metrics", "splits"}
+MACHINERY = ["results", "runner", "report", "config", "synthetic"]
+MACHINERY += ["sources", "readers", "datasets", "fetch"]
 SURROUNDINGS = {
     "pathlib",
     "os",
@@ -52,7 +54,7 @@ def test_algorithm_stands_alone(name):
     assert not called & {"open", "print", "input", "exec", "eval"}
 
 
-@pytest.mark.parametrize("name", ["results", "runner", "report", "datasets", "synthetic", "config"])
+@pytest.mark.parametrize("name", MACHINERY)
 def test_machinery_knows_no_algorithm(name):
     assert not of_ours(PACKAGE / f"{name}.py") & ALGORITHMS
 

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from repro import config, datasets
+from repro import config, datasets, readers, sources
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
 genuine = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no genuine samples in {SAMPLES}")
@@ -124,14 +124,23 @@ def test_bags_are_the_frames_and_may_be_empty(folder):
     assert bag("TRAAB03").shape == bag("").shape == (0, 12)
 
 
-def test_broken_tracks_are_named(folder):
+def test_broken_tracks_count_as_silent_and_are_listed(folder):
     bag = datasets.bags(PROFILE, folder)
     broken = write_track(folder / "msd", "TRAAB07", np.zeros((2, 12)))
     broken.write_bytes(broken.read_bytes()[:100])
     write_track(folder / "msd", "TRAAB08", np.zeros((2, 5)))
-    for track in ("TRAAB07", "TRAAB08", "TRAAB09"):
-        with pytest.raises(datasets.BadInput, match=rf"{track}\.h5.*segments_timbre"):
-            bag(track)
+    write_track(folder / "msd", "TRAAB10", np.full((2, 12), np.nan))
+    for track in ("TRAAB07", "TRAAB08", "TRAAB09", "TRAAB10"):
+        assert bag(track).shape == (0, 12)
+        assert f"{track}.h5" in bag.broken[track] and "segments_timbre" in bag.broken[track]
+    assert len(bag("TRAAB01")) == 2 and "TRAAB01" not in bag.broken
+
+
+def test_many_broken_tracks_stop_the_reading(folder):
+    bag = datasets.bags(PROFILE, folder)
+    with pytest.raises(datasets.BadInput, match=r"21 of 21 tracks cannot be read; the last: .*h5"):
+        for number in range(30):
+            bag(f"TRNONE{number}")
 
 
 @pytest.mark.parametrize(
@@ -168,26 +177,26 @@ def test_database_without_the_table_is_named(folder):
         datasets.load(PROFILE, folder)
 
 
-@pytest.mark.parametrize("profile", [config.PAPER, config.LASTFM, config.LASTFM_TIMBRE])
+@pytest.mark.parametrize("profile", config.PROFILES.values())
 def test_missing_files_are_all_named_with_their_origin(tmp_path, profile):
-    sources = datasets.missing(profile, tmp_path)
-    assert sources == datasets.required(profile, tmp_path)
-    with pytest.raises(datasets.MissingData) as caught:
+    missing = sources.missing(profile, tmp_path)
+    assert missing == sources.required(profile, tmp_path)
+    with pytest.raises(sources.MissingData) as caught:
         datasets.load(profile, tmp_path)
-    for source in sources:
+    for source in missing:
         for said in (source.path.name, source.origin, source.size, source.licence, str(tmp_path)):
             assert said in str(caught.value)
 
 
 def test_fingerprint_follows_content_and_not_dates(folder):
-    before = datasets.fingerprint(PROFILE, folder)
+    before = sources.fingerprint(PROFILE, folder)
     (folder / "train_triplets.txt").touch()
-    assert datasets.fingerprint(PROFILE, folder) == before
+    assert sources.fingerprint(PROFILE, folder) == before
     (folder / "train_triplets.txt").write_text(TRIPLETS.replace("\t9", "\t8"))
-    changed = datasets.fingerprint(PROFILE, folder)
+    changed = sources.fingerprint(PROFILE, folder)
     assert changed != before
     write_track(folder / "msd", "TRAAB01", np.ones((2, 12)))
-    assert datasets.fingerprint(PROFILE, folder) != changed
+    assert sources.fingerprint(PROFILE, folder) != changed
 
 
 @pytest.mark.parametrize(
@@ -212,7 +221,7 @@ def test_artist_names_meet_in_a_key():
 
 @genuine
 def test_genuine_triplets():
-    table = datasets._triplets(SAMPLES / "taste_profile_sample.tsv")
+    table = readers.triplets(SAMPLES / "taste_profile_sample.tsv")
     assert table.height == 7_023
     assert table["user"].n_unique() == 245
     assert table["song"].n_unique() == 5_583

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from repro import config, results, runner
 from repro.__main__ import main
 from repro.runner import DONE, FAILED, REFUSED
+from repro.sources import Source
 
 SET_UP = """
 import sys, time, types
@@ -317,15 +319,13 @@ def test_a_notebook_without_parameters_is_refused(project, capsys):
 
 
 def test_missing_data_is_described_and_stops_all(project, monkeypatch, capsys):
-    class File:
-        what, path, origin = "listening counts", "/data/plays.txt", "https://example.org"
-        size, licence = "1 MB", "research only"
-
-    monkeypatch.setattr(runner, "_missing_data", lambda profile: [File])
+    file = Source(Path("/data/plays.txt"), "counts", "example.org", "1 MB", "research", how="ask")
+    monkeypatch.setattr(runner, "_missing_data", lambda profile: [file])
     assert project.run() == (REFUSED, [])
     told = capsys.readouterr().out
-    for part in (File.what, File.path, File.origin, File.size, File.licence):
+    for part in ("plays.txt", "counts", "/data", "example.org", "1 MB", "research", "ask"):
         assert part in told
+    assert "./run_all.sh fetch smoke" in told
 
 
 def test_an_unknown_profile_is_refused(project, capsys):

@@ -24,6 +24,10 @@ def test_dense_subset_is_the_songs_then_the_users(plays, min_songs, min_users):
     heard = plays.toarray() > 0
     songs = [i for i in range(heard.shape[1]) if sum(heard[:, i]) >= min_users]
     users = [u for u in range(heard.shape[0]) if sum(heard[u, i] for i in songs) >= min_songs]
+    if not users:
+        with pytest.raises(ValueError, match="DEN is empty"):
+            splits.dense_subset(plays, min_songs, min_users)
+        return
     found = splits.dense_subset(plays, min_songs, min_users)
     assert [list(found[0]), list(found[1])] == [users, songs]
 
@@ -35,6 +39,10 @@ def test_sparse_subset_counts_users_on_the_rare_songs(plays, songs_per_user, use
     left = [sum(heard[u, i] for i in rare) for u in range(heard.shape[0])]
     users = [u for u, n in enumerate(left) if 1 <= n < songs_per_user]
     songs = [i for i in rare if any(heard[u, i] for u in users)]
+    if not users:
+        with pytest.raises(ValueError, match="SPR is empty"):
+            splits.sparse_subset(plays, songs_per_user, users_per_song)
+        return
     found = splits.sparse_subset(plays, songs_per_user, users_per_song)
     assert [list(found[0]), list(found[1])] == [users, songs]
 
@@ -55,6 +63,12 @@ def test_cold_items_leave_as_many_as_the_authors(n, fraction, kept):
     assert cold.min() >= 0 and cold.max() < n
     assert np.array_equal(cold, splits.cold_items(n, fraction, seed=1))
     assert not np.array_equal(cold, splits.cold_items(n, fraction, seed=2))
+
+
+@pytest.mark.parametrize(("n", "fraction"), [(0, 0.1), (5, 0.0), (1, 0.5)])
+def test_a_fraction_that_leaves_nothing_on_one_side_is_refused(n, fraction):
+    with pytest.raises(ValueError, match=f"of {n} items leave"):
+        splits.cold_items(n, fraction, seed=1)
 
 
 @given(play_matrices(), st.floats(0, 0.9), st.floats(0, 0.9), st.integers(0, 99))
