@@ -131,4 +131,7 @@ def write_readme() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before any work
+        sys.exit(runner.INTERRUPTED)

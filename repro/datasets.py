@@ -151,7 +151,8 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
     """Follow the authors' recipe: ISMIR sec. 4.2 for listening, their code for tags."""
     facts = {}
     songs = _songs(profile, root, facts)
-    triplets = readers.triplets(find("train_triplets.txt.zip", root).path)
+    path = find("train_triplets.txt.zip", root).path
+    triplets = readers.triplets(path)
     facts["triplets read"] = triplets.height
     if profile.source == "subset":
         known = songs["song_id"].unique().cast(pl.Categorical)
@@ -161,7 +162,8 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
     bad = bad["song_id"].unique().cast(pl.Categorical)
     triplets = triplets.filter(~pl.col("song").is_in(bad.implode()))
     facts["triplets after bad-audio removal"] = triplets.height
-    plays, user_ids, item_ids = _matrix(triplets["user"], triplets["song"], triplets["count"])
+    columns = (triplets[name] for name in ("user", "song", "count"))
+    plays, user_ids, item_ids = _matrix(*columns, path)
     del triplets
 
     # Several tracks can be one song. The paper does not say which one speaks for it: our choice
@@ -296,7 +298,9 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
     }
 
     user_column = listening["userID"].cast(pl.String)
-    plays, user_ids, item_ids = _matrix(user_column, listening["artist"], listening["weight"])
+    plays, user_ids, item_ids = _matrix(
+        user_column, listening["artist"], listening["weight"], archive
+    )
     facts |= {"artists after merging homonyms": len(item_ids), "pairs after merging": plays.nnz}
     # of several spellings, the one that is played most
     spelt = listening.group_by("artist", "name").agg(pl.col("weight").sum())
@@ -370,7 +374,8 @@ def _load_spotify(profile: Profile, root: Path) -> Dataset:
     known = tracks["track_id"].cast(pl.Categorical)
     listening = listening.filter(pl.col("song").is_in(known.implode()))
     facts["pairs of known tracks"] = listening.height
-    plays, user_ids, item_ids = _matrix(listening["user"], listening["song"], listening["count"])
+    columns = (listening[name] for name in ("user", "song", "count"))
+    plays, user_ids, item_ids = _matrix(*columns, find("User Listening History.csv", root).path)
     del listening
     facts |= {"users": len(user_ids), "songs": len(item_ids), "user-song pairs": plays.nnz}
     items = _beside(item_ids, tracks, "track_id")
@@ -445,7 +450,7 @@ def _tags(
 
 
 def _matrix(
-    rows: pl.Series, columns: pl.Series, values: pl.Series
+    rows: pl.Series, columns: pl.Series, values: pl.Series, origin: Path | str = ""
 ) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
     """Return the matrix and its sorted row and column ids; values of repeated pairs add up."""
     (row_codes, row_ids), (column_codes, column_ids) = _codes(rows), _codes(columns)
@@ -457,8 +462,8 @@ def _matrix(
         pair = matrix.data.argmax()
         row = np.searchsorted(matrix.indptr, pair, side="right") - 1
         raise BadInput(
-            f"the counts of {row_ids[row]} and {column_ids[matrix.indices[pair]]} add up to "
-            f"{matrix.data[pair]:,}, more than {np.iinfo(kind).max:,}"
+            f"{origin}: the counts of {row_ids[row]} and {column_ids[matrix.indices[pair]]} "
+            f"add up to {matrix.data[pair]:,}, more than {np.iinfo(kind).max:,}"
         )
     return matrix.astype(kind), row_ids, column_ids
 

@@ -73,7 +73,7 @@ def _pairs(path: Path, names: tuple, separator: str, header: bool) -> pl.DataFra
     except _BROKEN as error:
         raise BadInput(f"{path}: the archive is broken or cut short; {error}") from error
     _name_line(path, names, separator, header)  # polars does not tell the line
-    said = f" <{'TAB' if separator == chr(9) else separator}> ".join(names)
+    said = separator.replace("\t", " <TAB> ").join(names)
     raise BadInput(f"{path}: expected lines of {said}, found none")
 
 
@@ -204,9 +204,9 @@ def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
         try:
             found = pl.read_database(sql, database, schema_overrides=kinds)
         except (sqlite3.Error, pl.exceptions.PolarsError) as error:
-            raise BadInput(f"{path}: {error}, in: {sql}") from error
+            raise BadInput(f"{path}: not the expected SQLite file; {error}") from error
     if not found.height:
-        raise BadInput(f"{path}: found no row, in: {sql}")
+        raise BadInput(f"{path}: holds none of the rows that are read")
     return found
 
 

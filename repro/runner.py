@@ -465,12 +465,16 @@ def run(
         if others:
             print(f"Note: not up to date, which --full mends: {', '.join(others)}")
 
+    command = _command(pipeline, full or chosen[-1] in pipeline.full)
     try:
         with _alone(root / profile.partition("+")[0] / "artifacts"), _stoppable():
-            return _run_all(pipeline, work, root, full or chosen[-1] in pipeline.full, force)
+            return _run_all(pipeline, work, root, command, force)
     except Refused as error:
         print(f"Cannot start: {error}")
         return REFUSED
+    except KeyboardInterrupt:  # between two notebooks
+        print(f"\nInterrupted. What is finished is kept. To go on:  {command}")
+        return INTERRUPTED
 
 
 @contextmanager
@@ -508,11 +512,10 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _run_all(pipeline: Pipeline, work: list, root: Path, full: bool, force: bool) -> int:
+def _run_all(pipeline: Pipeline, work: list, root: Path, command: str, force: bool) -> int:
     from repro import report
 
     os.environ["REPRO_RESULTS"] = str(root)  # the kernels inherit it
-    command = _command(pipeline, full)
     for part, plan in work:
         renewed = [step for step in plan if not plan[step] and part.renew_text(step)]
         for step in renewed:

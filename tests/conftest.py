@@ -4,6 +4,8 @@ import matplotlib
 import pytest
 import torch
 
+from repro import runner
+
 matplotlib.use("agg")
 
 
@@ -23,3 +25,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """Return the folder of all results after ``--full`` of the smoke profile, undisturbed."""
+    root = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPRO_RESULTS", str(root))
+        assert runner.run("smoke", full=True) == runner.DONE
+    return root

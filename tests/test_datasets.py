@@ -2,7 +2,6 @@
 
 import sqlite3
 import zipfile
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import h5py
 import numpy as np
 import polars as pl
 import pytest
+from folders import TRIPLETS, write_msd, write_spotify, write_subset, write_track
 
 from repro import config, datasets, readers, sources
 
@@ -17,70 +17,10 @@ SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
 genuine = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no genuine samples in {SAMPLES}")
 PROFILE = replace(config.PAPER, min_songs_per_tag=2)
 
-TRIPLETS = """\
-u2\tSOB\t3
-u1\tSOA\t1
-u1\tSOB\t2
-u2\tSOBAD\t9
-u3\tSOLOST\t4
-u1\tSOA\t5
-"""
-SONGS = [  # track, title, song, artist, artist's name
-    ("TRAAB02", "Second take", "SOA", "AR1", "Ann"),
-    ("TRAAB01", "First take", "SOA", "AR1", "Ann"),
-    ("TRAAB03", "Bee", "SOB", "AR2", "Bob"),
-    ("TRAAB04", "Fine audio", "SOBAD", "AR2", "Bob"),
-    ("TRAAB05", "Bad audio", "SOBAD", "AR2", "Bob"),
-    ("TRAAB06", "Unheard", "SOC", "AR3", "Cid"),
-]
-TAGGED = [  # track, tag, val
-    ("TRAAB01", "Alt Country", 100),
-    ("TRAAB03", "Alt Country", 0),
-    ("TRAAB03", "alt-country", 0),
-    ("TRAAB06", "alt-country", 7),
-    ("TRAAB01", "seen live", 100),
-    ("TRAAB03", "seen live", 100),
-    ("TRAAB03", "R&B", 50),
-    ("TRAAB06", "R&B", 50),
-    ("TRAAB01", "polka", 50),
-]
-
-
-def write_track(folder, track, frames, artist_name="Ann"):
-    path = folder.joinpath(*track[2:5], f"{track}.h5")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file["analysis/segments_timbre"] = frames
-        file["metadata/songs"] = np.array([(artist_name,)], [("artist_name", "S64")])
-    return path
-
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "train_triplets.txt").write_text(TRIPLETS)
-    (tmp_path / "tracks_bad_audio.txt").write_text("TRAAB05\n")
-    (tmp_path / "artists_train.txt").write_text("AR1\nAR2\n")
-    (tmp_path / "artists_test.txt").write_text("AR3\n")
-    write_track(tmp_path / "msd", "TRAAB01", np.arange(24.0).reshape(2, 12))
-    write_track(tmp_path / "msd", "TRAAB03", np.empty((0, 12)))
-    with h5py.File(tmp_path / "msd_summary_file.h5", "w") as file:
-        file["metadata/songs"] = np.array([(0.5,), (np.nan,)], [("song_hotttnesss", "f8")])
-        file["analysis/songs"] = np.array([("TRAAB06",), ("TRAAB01",)], [("track_id", "S32")])
-    with closing(sqlite3.connect(tmp_path / "track_metadata.db")) as db, db:
-        db.execute("CREATE TABLE songs (track_id, title, song_id, artist_id, artist_name)")
-        db.executemany("INSERT INTO songs VALUES (?, ?, ?, ?, ?)", SONGS)
-    tracks, tags = (sorted({row[k] for row in TAGGED}, reverse=True) for k in (0, 1))
-    with closing(sqlite3.connect(tmp_path / "lastfm_tags.db")) as db, db:
-        db.execute("CREATE TABLE tids (tid TEXT)")
-        db.execute("CREATE TABLE tags (tag TEXT)")
-        db.execute("CREATE TABLE tid_tag (tid INT, tag INT, val FLOAT)")
-        db.executemany("INSERT INTO tids VALUES (?)", [(t,) for t in tracks])
-        db.executemany("INSERT INTO tags VALUES (?)", [(t,) for t in tags])
-        db.executemany(
-            "INSERT INTO tid_tag VALUES (?, ?, ?)",
-            [(tracks.index(track) + 1, tags.index(tag) + 1, v) for track, tag, v in TAGGED],
-        )
-    return tmp_path
+    return write_msd(tmp_path)
 
 
 def test_plays_follow_the_recipe(folder):
@@ -115,6 +55,34 @@ def test_tags_follow_the_recipe(folder):
     assert list(data.tag_train) == [True, True, False]
     assert list(data.tag_test) == [False, False, True]
     assert np.array_equal(data.hotness, np.float32([np.nan, np.nan, 0.5]), equal_nan=True)
+
+
+def test_the_subset_is_what_its_tracks_say(tmp_path):
+    profile = replace(config.SUBSET, min_songs_per_tag=2)
+    data = datasets.load(profile, write_subset(tmp_path))
+    whole = datasets.load(PROFILE, tmp_path)
+    assert list(data.item_ids) == ["SOA", "SOB"]  # SOLOST has no track there; SOBAD is bad
+    assert (data.plays != whole.plays[:2, :2]).nnz == 0
+    assert list(data.item_names) == list(whole.item_names[:2])
+    assert list(data.tag_tracks) == ["TRAAB01"]  # of the others no tag is on two tracks there
+    assert datasets.bags(profile, tmp_path)("TRAAB01").shape == (3, 12)
+    assert data.facts["triplets of songs in the subset"] == 5 and data.facts["tracks read"] == 4
+
+
+def test_tables_of_tracks(tmp_path):
+    profile = replace(config.MSD_SPOTIFY, min_songs_per_tag=2)
+    data = datasets.load(profile, write_spotify(tmp_path))
+    assert list(data.item_ids) == list(data.item_tracks) == ["TR0", "TR1", "TR2", "TR3"]
+    assert data.plays.toarray().tolist() == [[1, 2, 0, 0], [3, 0, 1, 4]]
+    assert list(data.item_names)[:2] == ["ann - Song 0", "ann - Song 1"]
+    assert list(data.vocabulary) == ["jazz", "rock"]
+    assert data.tags.toarray().tolist() == [[1, 1], [0, 1], [1, 0], [0, 1]]
+    assert list(data.tag_tracks) == ["TR0", "TR1", "TR2", "TR4"]
+    artists = dict(TR0="ann", TR1="ann", TR2="bob", TR4="bob")
+    taught = {artists[track] for track in data.tag_tracks[data.tag_train]}
+    assert not taught & {artists[track] for track in data.tag_tracks[data.tag_test]}
+    bag = datasets.bags(profile, tmp_path)
+    assert bag("TR3").shape == (1, 10) and bag("TR9").shape == (0, 10)
 
 
 def test_bags_are_the_frames_and_may_be_empty(folder):

@@ -1,0 +1,372 @@
+"""Every fault of the raw files, one by one, and what becomes of it: the table in FAULTS.md."""
+
+import gzip
+import os
+import sqlite3
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from folders import (
+    HISTORY,
+    INFO,
+    SONGS,
+    TAGGED,
+    TRIPLETS,
+    write_hetrec,
+    write_msd,
+    write_spotify,
+    write_subset,
+    write_tags,
+    write_track,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from repro import config, datasets, readers, sources
+
+PROFILES = {
+    "msd": (replace(config.PAPER, min_songs_per_tag=2), write_msd),
+    "subset": (replace(config.SUBSET, min_songs_per_tag=1), write_subset),
+    "spotify": (replace(config.MSD_SPOTIFY, min_songs_per_tag=2), write_spotify),
+    "lastfm": (replace(config.LASTFM, min_songs_per_tag=2), write_hetrec),
+}
+anew = settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+TABLE = Path(__file__).with_name("FAULTS.md")
+
+
+@dataclass
+class Fault:
+    """What is done to a folder, and what must follow: an error's message, or a count or state."""
+
+    source: str
+    file: str
+    what: str
+    do: object  # a function of the folder, or the text to put into the file
+    error: str = ""
+    holds: object = None  # a function of the dataset and the bags, True where no error is due
+    so: str = ""
+
+
+def line(number, text):
+    return lambda good: "".join(
+        text + "\n" if i == number else row for i, row in enumerate(good.splitlines(True), 1)
+    )
+
+
+def triplets(what, text, error):
+    return Fault("msd", "train_triplets.txt", what, TRIPLETS + text + "\nu9\tSOA\t1\n", error)
+
+
+def cut(name, keep=0.5):
+    def do(folder):
+        path = folder / name
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * keep)])
+
+    return do
+
+
+def zipped(content, keep=1.0):
+    def do(folder):
+        (folder / "train_triplets.txt").unlink()
+        path = folder / "train_triplets.txt.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(*content)
+        cut(path.name, keep)(folder)
+
+    return do
+
+
+def gzipped(folder):
+    (folder / "Music Info.csv").unlink()
+    path = folder / "msd_spotify_tracks.csv.gz"
+    path.write_bytes(gzip.compress(INFO.encode()))
+    cut(path.name)(folder)
+
+
+def sql(name, *statements):
+    def do(folder):
+        database = sqlite3.connect(folder / name)
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+        database.close()
+
+    return do
+
+
+def track(frames):
+    return lambda folder: write_track(folder / "msd", "TRAAB01", frames)
+
+
+def h5(name, frames):
+    def do(folder):
+        with h5py.File(folder / name, "w") as file:
+            file["analysis/other"] = frames
+
+    return do
+
+
+def silent(data, bag):
+    return bag("TRAAB01").shape == (0, 12) and "TRAAB01" in bag.broken
+
+
+TAB = "expected user <TAB> song <TAB> positive integer"
+SKIP = "a track without frames, listed in broken_tracks.csv and counted in the manifest"
+TIMBRE = "msd/A/A/B/TRAAB01.h5"
+FAULTS = [
+    triplets("a count of zero", "u9\tSOA\t0", rf"train_triplets\.txt, line 7: {TAB}, found 'u9"),
+    triplets("a negative count", "u9\tSOA\t-1", f"line 7: {TAB}"),
+    triplets("a fractional count", "u9\tSOA\t1.5", f"line 7: {TAB}"),
+    triplets("a huge count", "u9\tSOA\t99999999999", f"line 7: {TAB}"),
+    triplets("a count that is no number", "u9\tSOA\tnan", f"line 7: {TAB}"),
+    triplets("a column missing", "u9\tSOA", f"line 7: {TAB}"),
+    triplets("a column too many", "u9\tSOA\t1\t1", f"line 7: {TAB}"),
+    triplets("another delimiter", "u9,SOA,1", f"line 7: {TAB}, found 'u9,SOA,1'"),
+    triplets("an empty line", "", f"line 7: {TAB}, found ''"),
+    Fault("msd", "train_triplets.txt", "an empty file", "", r"train_triplets\.txt: .* found none"),
+    Fault(
+        "msd", "train_triplets.txt", "bytes that are not UTF-8",
+        lambda f: (f / "train_triplets.txt").write_bytes(TRIPLETS.encode() + b"u\xff\tSOA\t1\n"),
+        rf"train_triplets\.txt, line 7: {TAB}",
+    ),
+    Fault(
+        "msd", "train_triplets.txt", "counts of a pair that add up beyond 32 bits",
+        TRIPLETS + "u1\tSOA\t999999999\n" * 3, "counts of u1 and SOA add up to 3,000,000,003",
+    ),
+    Fault(
+        "msd", "train_triplets.txt", "a pair twice", TRIPLETS,
+        holds=lambda d, bag: d.plays[0, 0] == 6, so="the counts add up",
+    ),
+    Fault(
+        "msd", "train_triplets.txt", "a song that no other file knows", TRIPLETS,
+        holds=lambda d, bag: d.facts["songs without a track"] == 1 and bag("").shape == (0, 12),
+        so="kept for listening, without content; counted in the table of the preparation",
+    ),
+    Fault(
+        "msd", "train_triplets.txt", "a user with one play", "u1\tSOA\t1\nu2\tSOB\t1\n",
+        holds=lambda d, bag: d.plays.shape == (2, 2), so="kept; DEN and SPR have thresholds of "
+        "their own, and a user's only pair is for training",
+    ),
+    Fault(
+        "msd", "train_triplets.txt.zip", "cut short", zipped(("train_triplets.txt", TRIPLETS), 0.5),
+        r"train_triplets\.txt\.zip: the archive is broken or cut short",
+    ),
+    Fault(
+        "msd", "train_triplets.txt.zip", "without the expected member",
+        zipped(("other.txt", TRIPLETS)), r"train_triplets\.txt\.zip: the archive is broken",
+    ),
+    *(
+        Fault("msd", TIMBRE, what, do, holds=silent, so=SKIP)
+        for what, do in {
+            "an HDF5 file cut short": cut(TIMBRE),
+            "an empty file": lambda f: (f / TIMBRE).write_bytes(b""),
+            "absent": lambda f: (f / TIMBRE).unlink(),
+            "without segments_timbre": h5(TIMBRE, [1]),
+            "frames of another dimension": track(np.ones((3, 5))),
+            "frames that are no matrix": track(np.ones(12)),
+            "frames that are text": track(np.array([b"x" * 12])),
+            "NaN among the frames": track(np.full((3, 12), np.nan)),
+            "infinity among the frames": track(np.full((3, 12), np.inf)),
+        }.items()
+    ),
+    Fault(
+        "msd", TIMBRE, "no segments", track(np.empty((0, 12))),
+        holds=lambda d, bag: bag("TRAAB01").shape == (0, 12) and not bag.broken,
+        so="an empty histogram, counted in the table of histograms",
+    ),
+    Fault(
+        "msd", TIMBRE, "one segment", track(np.ones((1, 12))),
+        holds=lambda d, bag: bag("TRAAB01").shape == (1, 12), so="read",
+    ),
+    Fault("msd", "track_metadata.db", "an empty file", "",
+          r"metadata\.db: not the expected SQLite file; no such table"),
+    Fault("msd", "track_metadata.db", "cut short", cut("track_metadata.db"), r"metadata\.db: "),
+    Fault("msd", "track_metadata.db", "no database", "hello " * 99, "file is not a database"),
+    Fault(
+        "msd", "track_metadata.db", "a column missing",
+        sql("track_metadata.db", "ALTER TABLE songs DROP COLUMN artist_id"), "no such column",
+    ),
+    Fault(
+        "msd", "track_metadata.db", "no row", sql("track_metadata.db", "DELETE FROM songs"),
+        "track_metadata.db: holds none of the rows",
+    ),
+    Fault(
+        "msd", "track_metadata.db", "a name that is not UTF-8",
+        sql("track_metadata.db", "UPDATE songs SET title = CAST(x'46ff' AS TEXT)"),
+        holds=lambda d, bag: d.item_names[0] == "Ann - F\ufffd", so="read with a replacement mark",
+    ),
+    Fault("msd", "lastfm_tags.db", "cut short", cut("lastfm_tags.db"), r"lastfm_tags\.db: "),
+    Fault(
+        "msd", "lastfm_tags.db", "a table missing", sql("lastfm_tags.db", "DROP TABLE tags"),
+        r"lastfm_tags\.db: .*no such table",
+    ),
+    Fault(
+        "msd", "lastfm_tags.db", "tags that are numbers, values that are text",
+        lambda f: ((f / "lastfm_tags.db").unlink(), write_tags(f / "lastfm_tags.db", [
+            *TAGGED, ("TRAAB01", 1984, "much")])),
+        holds=lambda d, bag: "1984" not in d.vocabulary, so="read; a value that is no number is 0",
+    ),
+    Fault(
+        "msd", "lastfm_tags.db", "no tag on tracks enough",
+        lambda f: ((f / "lastfm_tags.db").unlink(), write_tags(f / "lastfm_tags.db", TAGGED[-1:])),
+        "no tag that says something of the sound is on 2 tracks or more",
+    ),
+    Fault(
+        "msd", "lastfm_tags.db", "a tag without tracks",
+        sql("lastfm_tags.db", "INSERT INTO tags VALUES ('lonely')"),
+        holds=lambda d, bag: "lone" not in d.vocabulary, so="left out",
+    ),
+    Fault("msd", "msd_summary_file.h5", "cut short", cut("msd_summary_file.h5"),
+          r"summary_file\.h5"),
+    Fault("msd", "msd_summary_file.h5", "without its tables", h5("msd_summary_file.h5", [1]),
+          r"summary_file\.h5: expected metadata/songs"),
+    Fault("msd", "artists_train.txt", "an empty file", "", r"artists_train\.txt: expected one id"),
+    Fault("msd", "artists_test.txt", "an artist of the other list", "AR3\nAR1\n", "AR1 is in"),
+    Fault("msd", "tracks_bad_audio.txt", "an empty file", "",
+          holds=lambda d, bag: d.facts["triplets after bad-audio removal"] == 6,
+          so="nothing is bad"),
+    Fault("subset", "MillionSongSubset/A/A/B/TRAAB01.h5", "cut short",
+          cut("MillionSongSubset/A/A/B/TRAAB01.h5"),
+          holds=lambda d, bag: d.facts["tracks that cannot be read"] == 1,
+          so="left out, counted in the table of the preparation"),
+    Fault("lastfm", "hetrec2011-lastfm-2k.zip", "cut short", cut("hetrec2011-lastfm-2k.zip"),
+          r"lastfm-2k\.zip: artists\.dat: broken, cut short"),
+    Fault("lastfm", "hetrec2011-lastfm-2k.zip", "a column missing",
+          lambda f: write_hetrec(f, user_artists="userID\tartistID\n1\t1\n"),
+          r"user_artists\.dat: expected columns userID, artistID, weight"),
+    Fault("lastfm", "hetrec2011-lastfm-2k.zip", "a weight of zero",
+          lambda f: write_hetrec(f, user_artists="userID\tartistID\tweight\n7\t1\t5\n7\t2\t0\n"),
+          r"user_artists\.dat, line 3: expected a positive integer as weight, found 0"),
+    Fault("lastfm", "hetrec2011-lastfm-2k.zip", "an id that is no number",
+          lambda f: write_hetrec(f, artists="id\tname\n1\tAnn\nx\tBob\n"),
+          r"artists\.dat, line 3: expected an integer as id, found 'x'"),
+    Fault("lastfm", "hetrec2011-lastfm-2k.zip", "another delimiter",
+          lambda f: write_hetrec(f, tags="tagID,tagValue\n1,rock\n"),
+          r"tags\.dat: expected columns"),
+    Fault("lastfm", "Music Info.csv", "an empty file", "", r"Music Info\.csv: expected columns"),
+    Fault("lastfm", "msd_spotify_tracks.csv.gz", "cut short", gzipped,
+          r"tracks\.csv\.gz: broken, cut short"),
+    Fault("spotify", "Music Info.csv", "a number that is none",
+          INFO.replace("0.5,0.5,-8.0", "0.5,0.5,loud", 1),
+          r"Music Info\.csv, line 2: expected a number as loudness, found 'loud'"),
+    Fault("spotify", "Music Info.csv", "NaN, infinity or nothing among the numbers",
+          INFO.replace("0.5,0.5,-8.0", "NaN,0.5,-8.0", 1).replace("\nTR1", "\nTR1", 1),
+          holds=lambda d, bag: d.facts["tracks with all descriptors"] == 4,
+          so="the track is left out, counted in the table of the preparation"),
+    Fault("spotify", "User Listening History.csv", "a header of other columns",
+          HISTORY.replace("playcount", "plays"), "line 1: expected 'track_id,user_id,playcount'"),
+    Fault("spotify", "User Listening History.csv", "a negative count",
+          HISTORY + "TR1,u3,-2\n", r"History\.csv, line 7: expected track_id,user_id,positive int"),
+    Fault("spotify", "User Listening History.csv", "no plays", HISTORY.splitlines()[0] + "\n",
+          r"History\.csv: expected lines of .*, found none"),
+]  # fmt: skip
+
+
+def happens(fault, folder):
+    """Bring the fault about, see that what must follow does, and return it in words."""
+    profile, write = PROFILES[fault.source]
+    write(folder)
+    if callable(fault.do):
+        fault.do(folder)
+    else:
+        (folder / fault.file).write_text(fault.do)
+    if not fault.error:
+        data, bag = datasets.load(profile, folder), datasets.bags(profile, folder)
+        assert fault.holds(data, bag)
+        return fault.so
+    with pytest.raises(readers.BadInput, match=fault.error) as caught:
+        datasets.load(profile, folder)
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 400 and str(folder) in said
+    return f"stops: `{said.replace(f'{folder}/', '').replace(str(folder), 'the folder')}`"
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.file}: {fault.what}")
+def test_fault(fault, tmp_path):
+    assert happens(fault, tmp_path)
+
+
+def test_the_table_says_what_happens(tmp_path):
+    rows = ["| file | fault | what happens |", "|---|---|---|"]
+    for number, fault in enumerate(FAULTS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        follows = happens(fault, folder).replace("|", "&#124;")
+        rows.append(f"| `{fault.file}` | {fault.what} | {follows} |")
+    table = "\n".join(rows)
+    if os.environ.get("REPRO_RENEW"):
+        before = TABLE.read_text("utf-8").partition("<!-- faults -->")[0]
+        TABLE.write_text(f"{before}<!-- faults -->\n\n{table}\n", "utf-8")
+    assert TABLE.read_text("utf-8").partition("<!-- faults -->")[2].strip() == table
+
+
+# --- whatever the bytes
+
+
+@given(content=st.binary(max_size=200))
+@anew
+@pytest.mark.parametrize("name", ["triplets", "history", "table", "query", "hotness", "timbre"])
+def test_any_bytes_are_read_or_named(name, content, tmp_path):
+    path = tmp_path / "T.h5" if name == "timbre" else tmp_path / "file"
+    path.write_bytes(content)
+    calls = {
+        "triplets": lambda: readers.triplets(path),
+        "history": lambda: readers.history(path),
+        "table": lambda: readers.table(path, {"id": readers.pl.Int32}),
+        "query": lambda: readers.query(path, "SELECT a FROM b", {}),
+        "hotness": lambda: readers.hotness(path),
+        "timbre": lambda: readers.timbre(tmp_path, "T"),
+    }
+    try:
+        calls[name]()
+    except readers.BadInput as error:
+        assert "file" in str(error) or "T.h5" in str(error)
+
+
+NAMES = st.text(st.characters(codec="utf8", exclude_characters="\t\r\n\0"), min_size=1, max_size=8)
+
+
+@given(rows=st.lists(st.tuples(NAMES, NAMES, st.integers(1, 10**6)), min_size=1, max_size=30))
+@anew
+def test_triplets_come_back_as_they_were_written(rows, tmp_path):
+    path = tmp_path / "plays.txt"
+    path.write_text("".join(f"{u}\t{s}\t{n}\n" for u, s, n in rows), "utf8", newline="")
+    table = readers.triplets(path).cast({"user": readers.pl.String, "song": readers.pl.String})
+    assert table.rows() == rows
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["rock", "Jazz!", "R&B"]),
+                  st.floats(-1, 9, allow_nan=False)), max_size=30)
+)  # fmt: skip
+@anew
+def test_tags_are_those_whose_values_add_up_to_more_than_nothing(rows, tmp_path):
+    path = tmp_path / "tags.db"
+    path.unlink(missing_ok=True)
+    write_tags(path, rows or [("a", "rock", 0.0)])
+    sql_text = "SELECT tids.tid AS track, tags.tag AS tag, val FROM tid_tag JOIN tids ON" \
+        " tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag"  # fmt: skip
+    kinds = {"track": readers.pl.String, "tag": readers.pl.String, "val": readers.pl.Float64}
+    matrix, tracks, vocabulary = datasets._tags(readers.query(path, sql_text, kinds), 1, {})
+    sums = {}
+    for track_id, tag, value in rows:
+        key = track_id, datasets.sanitise(tag)
+        sums[key] = sums.get(key, 0.0) + value
+    found = {(tracks[r], vocabulary[c]) for r, c in zip(*matrix.nonzero(), strict=True)}
+    assert found == {key for key, total in sums.items() if total > 0}
+
+
+def test_an_unknown_profile_or_a_missing_file_is_one_plain_line(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown profile 'dmeo': choose one of demo, smoke"):
+        config.named("dmeo")
+    with pytest.raises(sources.MissingData, match=r"missing hetrec2011-lastfm-2k\.zip"):
+        datasets.load(config.LASTFM, tmp_path)
+    assert len(SONGS) == 6  # what the folders hold
