@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -87,6 +88,19 @@ def kept_trial(path: Path, key: str) -> dict | None:
         return kept["result"] if kept["key"] == key else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
+
+
+def checkpoint_name(key: str, name: str = "") -> str:
+    """Return the file name of a checkpoint, which begins with what stands for the run's key."""
+    return f"{key[:16]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
+
+
+def _save_arrays(path: Path, values: dict) -> None:
+    packed = {}
+    for key, value in values.items():
+        packed |= _pack(key, value)
+    with atomic(path) as file:
+        np.savez(file, **packed)  # no objects: _pack refuses them
 
 
 def shown_width(png: Path) -> int:
@@ -181,6 +195,34 @@ def _formatted(frame: pd.DataFrame, float_format: str) -> tuple[list, list, list
 def _markdown_safe(text: str) -> str:
     # Names of artists and tags are other people's text: "A$AP" must not start a formula.
     return html.escape(text, quote=False).replace("|", "&#124;").replace("$", "&#36;")
+
+
+class Checkpoint:
+    """The state of a long fit, kept on disk so that the next try can go on from it.
+
+    Parameters
+    ----------
+    path : Path
+    every : float
+        Seconds between two savings.
+    """
+
+    def __init__(self, path: Path, every: float):
+        self._path, self._every, self._saved = path, every, time.monotonic()
+
+    def load(self) -> dict | None:
+        """Return what an earlier try has saved last, None if there is nothing to go on from."""
+        try:
+            with np.load(self._path, allow_pickle=False) as archive:
+                return _unpack(dict(archive))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def save(self, state: Callable[[], dict]) -> None:
+        """Save what ``state`` returns (arrays, sparse matrices, scalars), if it is time again."""
+        if time.monotonic() - self._saved >= self._every:
+            _save_arrays(self._path, state())
+            self._saved = time.monotonic()
 
 
 class Store:
@@ -301,12 +343,8 @@ class Run(Store):
 
     def save(self, name: str, /, **values) -> None:
         """Save arrays, sparse matrices and scalars as ``artifacts/<name>.npz``, without pickle."""
-        packed = {}
-        for key, value in values.items():
-            packed |= _pack(key, value)
         path = self.artifacts / f"{name}.npz"
-        with atomic(path) as file:
-            np.savez(file, **packed)  # no objects: _pack refuses them
+        _save_arrays(path, values)
         self._made(path)
 
     def companion(self, suffix: str) -> Store:
@@ -359,6 +397,29 @@ class Run(Store):
         if key:
             write_json(path, {"key": key, "name": name, "result": result})
         return result
+
+    def checkpoint(self, name: str) -> Checkpoint | None:
+        """Return a checkpoint for this very run, None when the notebook is run by hand."""
+        key = os.environ.get("REPRO_KEY")
+        every = float(os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60)
+        return Checkpoint(self._checkpoints / checkpoint_name(key, name), every) if key else None
+
+    def part(self, name: str, compute: Callable[[], dict]) -> dict:
+        """Return what ``compute`` returns, or what it returned in an earlier try of this very run.
+
+        As :meth:`trial`, for arrays, and forgotten once the notebook is done.
+        """
+        if (key := os.environ.get("REPRO_KEY")) is None:
+            return compute()
+        kept = Checkpoint(self._checkpoints / checkpoint_name(key, name), 0.0)
+        if (found := kept.load()) is None:
+            found = compute()
+            kept.save(lambda: found)
+        return found
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.artifacts / "checkpoints" / self.notebook
 
     def figure(self, fig, name: str, caption: str) -> None:
         """Save a figure as PNG and PDF with its provenance in a footer, show it, and close it."""

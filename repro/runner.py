@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -241,6 +242,10 @@ class Pipeline:
         for trial in (artifacts / "trials" / step).glob("*"):
             if afresh or results.kept_trial(trial, whole_key) is None:
                 trial.unlink()
+        checkpoints = artifacts / "checkpoints" / step
+        for kept in checkpoints.glob("*"):
+            if afresh or kept.name[:17] != results.checkpoint_name(whole_key)[:17]:
+                kept.unlink()
         os.environ["REPRO_KEY"] = whole_key  # the kernel inherits it
         try:
             with _kernel_noise_in(artifacts / "logs" / f"{step}.log"):
@@ -263,6 +268,7 @@ class Pipeline:
         _strip_execution(notebook)
         pages = self._publish(step, notebook)
         partial.unlink()
+        shutil.rmtree(checkpoints, ignore_errors=True)
         journal = _read(artifacts / "journal" / f"{step}.json")
         journal["seconds"] = round(time.monotonic() - started, 1)
         stamp = {"key": key, "outputs": journal["outputs"] | pages, "journal": journal}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -108,6 +109,7 @@ def train(
     device: str = "cpu",
     watch: tuple[np.ndarray, sp.csr_matrix] | None = None,
     progress: Callable = iter,
+    checkpoint=None,
 ) -> tuple[TagNetwork, pd.DataFrame]:
     """Train the tag network, by AdaGrad if nothing else is asked for.
 
@@ -130,6 +132,8 @@ def train(
         had 186,000, a small collection has few.
     watch : (histograms, tags), optional
         Songs whose loss is recorded after every epoch; the training takes no notice of it.
+    checkpoint : optional
+        As of :func:`repro.wmf.fit`, called after every epoch.
 
     Returns
     -------
@@ -154,7 +158,9 @@ def train(
     y = torch.from_numpy(tags.astype(bool).toarray())
     rng = np.random.default_rng(seed)
     curve = []
-    for epoch in progress(range(1, epochs + 1)):
+    if checkpoint is not None and (kept := checkpoint.load()) is not None:
+        curve = _restore(kept, net, stepper, rng)
+    for epoch in progress(range(len(curve) + 1, epochs + 1)):
         net.train()
         losses = []
         order = np.arange(len(x)) if authors else rng.permutation(len(x))
@@ -170,7 +176,39 @@ def train(
             truth = torch.from_numpy(watch[1].toarray()).float()
             row["held out"] = float(tag_loss(torch.from_numpy(logits), truth))
         curve.append(row)
+        if checkpoint is not None:
+            checkpoint.save(partial(_state, net, stepper, rng, curve))
     return net.eval(), pd.DataFrame(curve)
+
+
+def _state(net: TagNetwork, stepper, rng: np.random.Generator, curve: list) -> dict:
+    """Return as arrays all that decides how the training goes on."""
+    found = {"curve": json.dumps(curve), "order": json.dumps(rng.bit_generator.state)}
+    found["dropout"] = torch.get_rng_state().numpy()
+    if net.output.weight.is_cuda:
+        found["dropout on the GPU"] = torch.cuda.get_rng_state().numpy()
+    for number, weights in enumerate(net.parameters()):
+        found[f"weights {number}"] = weights.detach().cpu().numpy()
+        for name, value in stepper.state[weights].items():
+            found[f"{name} {number}"] = value.cpu().numpy()
+    return found
+
+
+def _restore(kept: dict, net: TagNetwork, stepper, rng: np.random.Generator) -> list:
+    """Set everything to what :func:`_state` found, and return the curve so far."""
+    rng.bit_generator.state = json.loads(kept.pop("order"))
+    torch.set_rng_state(torch.from_numpy(kept.pop("dropout")))
+    if "dropout on the GPU" in kept:
+        torch.cuda.set_rng_state(torch.from_numpy(kept.pop("dropout on the GPU")))
+    curve = json.loads(kept.pop("curve"))
+    state = stepper.state_dict()
+    for number, weights in enumerate(net.parameters()):
+        weights.data.copy_(torch.from_numpy(kept.pop(f"weights {number}")))
+    for name, value in kept.items():
+        what, number = name.rsplit(" ", 1)
+        state["state"].setdefault(int(number), {})[what] = torch.as_tensor(value)
+    stepper.load_state_dict(state)
+    return curve
 
 
 @torch.no_grad()

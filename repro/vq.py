@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,6 +22,7 @@ from repro import parallel
 from repro.vectors import LANES, Vectors, aligned, compiled
 
 _BLOCK_FRAMES = 262_144
+_BLOCK_TRACKS = 10_000
 _TASK_FRAMES = 16_384
 _ROWS = LANES // 2  # frames whose distances to LANES codewords fill the registers
 
@@ -202,6 +206,11 @@ def learn_codebook(
     return Codebook(kmeans.cluster_centers_.astype(np.float32), offset, scale)
 
 
+def at_once(name: str, compute: Callable[[], dict]) -> dict:
+    """Count, and remember nothing."""
+    return compute()
+
+
 def histograms(
     read_frames: Callable[[str], np.ndarray],
     track_ids: Sequence[str],
@@ -210,6 +219,7 @@ def histograms(
     nearest: int = 1,
     seed: int = 0,
     progress: Callable[[Sequence[str]], Sequence[str]] = iter,
+    keep: Callable[[str, Callable[[], dict]], dict] = at_once,
 ) -> sp.csr_matrix:
     """Count the codewords of every track, reading one block of frames at a time.
 
@@ -224,35 +234,48 @@ def histograms(
         Lanckriet 2012) blur the borders between codewords, which matters where frames are few.
     progress : callable
         Wraps the ids as they are read, for example in a progress bar.
+    keep : callable
+        From a name and the function that counts so many tracks to what it gives, so that a long
+        run can go on where it was: see :meth:`repro.results.Run.part`.
 
     Returns
     -------
     csr_matrix of int32, tracks x J; a track without frames has an empty row.
     """
-    rng = np.random.default_rng(seed)
-    parts, pending, held = [], [], 0
+    ids, seen = iter(progress(track_ids)), 0
 
-    def count():
+    def count(pending):
         code = codebook.assign(np.concatenate(pending), nearest).ravel()
         ends = np.cumsum([0, *(nearest * len(frames) for frames in pending)])
         shape = (len(pending), len(codebook.centres))
         part = sp.csr_matrix((np.ones(len(code), np.int32), code, ends), shape)
         part.sum_duplicates()
-        parts.append(part)
-        pending.clear()
+        return part
 
-    for track in progress(track_ids):
-        frames = read_frames(track)
-        if frames_per_item is not None and len(frames) > frames_per_item:
-            frames = frames[rng.choice(len(frames), frames_per_item, replace=False)]
-        pending.append(frames)
-        held += len(frames)
-        if held >= _BLOCK_FRAMES:
-            count()
-            held = 0
-    if pending:
-        count()
-    return sp.vstack(parts, format="csr")
+    def block(number):
+        nonlocal seen
+        rng = np.random.default_rng(seed + number)
+        parts, pending, held = [], [], 0
+        for track in islice(ids, _BLOCK_TRACKS):
+            seen += 1
+            frames = read_frames(track)
+            if frames_per_item is not None and len(frames) > frames_per_item:
+                frames = frames[rng.choice(len(frames), frames_per_item, replace=False)]
+            pending.append(frames)
+            held += len(frames)
+            if held >= _BLOCK_FRAMES:
+                parts.append(count(pending))
+                pending, held = [], 0
+        parts += [count(pending)] if pending else []
+        return {"counts": sp.vstack(parts, format="csr")}
+
+    found = []
+    for number, begin in enumerate(range(0, len(track_ids), _BLOCK_TRACKS)):
+        found.append(keep(f"block {number}", partial(block, number))["counts"])
+        end = min(begin + _BLOCK_TRACKS, len(track_ids))
+        deque(islice(ids, end - seen), 0)  # it was kept: pass over its tracks
+        seen = end
+    return sp.vstack(found, format="csr")
 
 
 def l1_normalise(counts: sp.csr_matrix) -> np.ndarray:

@@ -15,8 +15,10 @@ c_ui        ``1 + surplus[u, i]``    the surplus is stored for the observed pair
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
@@ -209,6 +211,7 @@ def fit(
     steps: int | None = None,
     trace: bool = False,
     validate: Callable[[np.ndarray, np.ndarray], dict] | None = None,
+    checkpoint=None,
 ) -> Factors:
     """Fit WMF, or the content-aware model when ``features`` are given, eqs. (1)-(3).
 
@@ -234,6 +237,9 @@ def fit(
         Record the objective after every half-step.
     validate : callable, optional
         Called after every sweep with theta and beta; its dict joins the history.
+    checkpoint : optional
+        Has ``load()``, the state to go on from or None, and ``save(state)``, called after every
+        sweep with a function that returns it: see :class:`repro.results.Checkpoint`.
 
     Returns
     -------
@@ -268,7 +274,18 @@ def fit(
             value = objective(surplus, theta, beta, lambda_theta, lambda_beta, prior, w)
             history.append({"sweep": sweep, "step": step, "objective": value})
 
-    for sweep in range(1, sweeps + 1):
+    done = 0
+    if checkpoint is not None and (kept := checkpoint.load()) is not None:
+        done, history = int(kept["sweep"]), json.loads(kept["history"])
+        theta, beta = (torch.from_numpy(kept[name]).to(device) for name in ("theta", "beta"))
+        w = None if w is None else torch.from_numpy(kept["w"]).to(device)
+
+    def state(sweep):
+        found = {"sweep": sweep, "history": json.dumps(history)}
+        found |= {"theta": theta.cpu().numpy(), "beta": beta.cpu().numpy()}
+        return found if w is None else found | {"w": w.cpu().numpy()}
+
+    for sweep in range(done + 1, sweeps + 1):
         mean = None if prior is None else prior.mean(w)
         beta = als.solve(theta, by_item, lambda_beta, mean, beta, steps)
         note(sweep, "items")
@@ -280,6 +297,8 @@ def fit(
         if validate is not None:
             scores = validate(theta.cpu().numpy(), beta.cpu().numpy())
             history.append({"sweep": sweep, "step": "validation", **scores})
+        if checkpoint is not None:
+            checkpoint.save(partial(state, sweep))
     ridges = {"lambda_theta": lambda_theta, "lambda_beta": lambda_beta, "lambda_w": lambda_w}
     w = None if w is None else w.cpu().numpy()
     return Factors(theta.cpu().numpy(), beta.cpu().numpy(), w, ridges, history)

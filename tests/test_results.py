@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 
 from repro import config, report
-from repro.results import Run, atomic, digest, write_json
+from repro.results import Checkpoint, Run, atomic, digest, write_json
 
 AWKWARD = "A$AP | <b>Ke$ha</b> & Æ"
 
@@ -291,3 +291,43 @@ def test_a_readme_gets_the_rows_of_its_tables():
     forgotten = text.replace("<!-- end -->", "", 1)
     with pytest.raises(ValueError, match="no <!-- end --> after it"):
         report.readme(forgotten, table)
+
+
+def test_a_checkpoint_is_of_one_run_and_due_in_time(run, monkeypatch, tmp_path):
+    assert run.checkpoint("fit") is None  # by hand nobody knows what it was computed from
+    monkeypatch.setenv("REPRO_KEY", "a" * 64)
+    monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
+    state = {"x": np.arange(3.0), "words": sparse.eye(3, format="csr"), "history": "[1, 2]"}
+    assert run.checkpoint("fit").load() is None
+    run.checkpoint("fit").save(lambda: state)
+    found = run.checkpoint("fit").load()
+    assert np.array_equal(found["x"], state["x"]) and found["history"] == "[1, 2]"
+    assert (found["words"] != state["words"]).nnz == 0
+    assert run.checkpoint("other").load() is None
+    monkeypatch.setenv("REPRO_KEY", "b" * 64)
+    assert run.checkpoint("fit").load() is None
+    monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "60")
+    run.checkpoint("fit").save(lambda: pytest.fail("too soon"))
+
+
+def test_a_broken_checkpoint_counts_for_nothing(tmp_path):
+    path = tmp_path / "kept.npz"
+    for content in (b"", b"PK", b"hello" * 99):
+        path.write_bytes(content)
+        assert Checkpoint(path, 0.0).load() is None
+
+
+def test_parts_are_computed_once_a_run(run, monkeypatch):
+    monkeypatch.setenv("REPRO_KEY", "a" * 64)
+    asked = []
+
+    def compute():
+        asked.append(1)
+        return {"counts": sparse.eye(2, format="csr")}
+
+    for _ in range(2):
+        assert run.part("block 0", compute)["counts"].nnz == 2
+    assert len(asked) == 1
+    monkeypatch.delenv("REPRO_KEY")
+    run.part("block 0", compute)
+    assert len(asked) == 2

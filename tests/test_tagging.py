@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from repro import tagging
+from repro.results import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"hidden": (30, 20), "batch_size": 16, "epochs": 3}
@@ -320,3 +321,27 @@ def test_summary_takes_means_over_tags_and_f_of_the_means():
     assert list(found.index) == ["Prec", "Recall", "F", "AROC", "MAP"]
     assert list(found) == pytest.approx([0.3, 0.1, 2 * 0.3 * 0.1 / 0.4, 0.6, 0.3])
     assert tagging.summary(frame * 0)["F"] == 0
+
+
+@pytest.mark.parametrize("optimiser", ["adagrad", "adam", "sgd"])
+@pytest.mark.parametrize("authors", [False, True])
+def test_training_goes_on_from_its_checkpoint_to_the_same_bits(songs, optimiser, authors, tmp_path):
+    settings = SMALL | {"epochs": 6, "optimiser": optimiser, "authors": authors, "watch": songs}
+
+    def train(checkpoint, end=99):
+        def progress(epochs):
+            for epoch in epochs:
+                if epoch == end:
+                    raise KeyboardInterrupt
+                yield epoch
+
+        return tagging.train(*songs, progress=progress, checkpoint=checkpoint, **settings)
+
+    whole, curve = train(None)
+    with pytest.raises(KeyboardInterrupt):
+        train(Checkpoint(tmp_path / "kept.npz", 0.0), 4)
+    torch.manual_seed(99)  # another process would be elsewhere
+    resumed, again = train(Checkpoint(tmp_path / "kept.npz", 0.0))
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert again.equals(curve)

@@ -315,3 +315,32 @@ def test_scales_learn_from_the_first_and_apply_to_all():
     assert weighted_other.shape == (9, 12)
     with pytest.raises(ValueError, match="unknown scale 'log'"):
         vq.rescale("log", x)
+
+
+@pytest.mark.parametrize("at_most", [None, 2])
+def test_counting_goes_on_where_it_was(monkeypatch, at_most):
+    monkeypatch.setattr(vq, "_BLOCK_TRACKS", 4)
+    rng = np.random.default_rng(5)
+    frames = {f"T{i}": rng.standard_normal((i % 5, 3)).astype(np.float32) for i in range(14)}
+    book = vq.Codebook(rng.standard_normal((6, 3)).astype(np.float32), np.zeros(3), np.ones(3))
+    kept, asked = {}, []
+
+    def read(track):
+        asked.append(track)
+        if len(asked) == 10:
+            raise KeyboardInterrupt
+        return frames[track]
+
+    def keep(name, compute):
+        if name not in kept:
+            kept[name] = compute()
+        return kept[name]
+
+    given = {"frames_per_item": at_most, "seed": 3}
+    whole = vq.histograms(frames.get, list(frames), book, **given)
+    with pytest.raises(KeyboardInterrupt):
+        vq.histograms(read, list(frames), book, keep=keep, **given)
+    assert len(kept) == 2
+    resumed = vq.histograms(read, list(frames), book, keep=keep, **given)
+    assert (resumed != whole).nnz == 0 and resumed.shape == whole.shape
+    assert asked[10:] == list(frames)[8:]  # those of the blocks that were kept were not read again

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
 
 from repro import als, wmf
+from repro.results import Checkpoint
 
 ALPHA, EPS = 2.0, 1e-6
 RIDGES = {"lambda_theta": 2.0, "lambda_beta": 5.0}
@@ -454,3 +455,32 @@ def test_means_of_another_shape_are_refused():
             wmf.fit(surplus, means=wrong, factors=4, **RIDGES)
     with pytest.raises(ValueError, match="without features"):
         wmf.fit(surplus, features_of(40), means=np.zeros((40, 4)), factors=4, **RIDGES)
+
+
+@pytest.mark.parametrize("content", [False, True])
+@pytest.mark.parametrize("broken_at", [1, 2, 4])
+def test_a_fit_goes_on_from_its_checkpoint_to_the_same_bits(content, broken_at, tmp_path):
+    surplus = wmf.log_surplus(plays_of([5, 9, 2, 17] * 9, 40), ALPHA, EPS)
+    features = features_of(40) if content else None
+
+    def fit(checkpoint, end=99):
+        seen = []
+
+        def validate(theta, beta):
+            seen.append(theta)
+            if len(seen) == end:
+                raise KeyboardInterrupt
+            return {"ndcg": float(np.abs(theta).sum())}
+
+        given = {"factors": 6, "sweeps": 5, "trace": True, "validate": validate, **RIDGES}
+        return wmf.fit(surplus, features, checkpoint=checkpoint, **given), len(seen)
+
+    whole, _ = fit(None)
+    kept = Checkpoint(tmp_path / "kept.npz", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(kept, broken_at)
+    resumed, sweeps = fit(Checkpoint(tmp_path / "kept.npz", 0.0))
+    assert sweeps == 5 - (broken_at - 1)
+    assert np.array_equal(resumed.theta, whole.theta) and np.array_equal(resumed.beta, whole.beta)
+    assert whole.w is None or np.array_equal(resumed.w, whole.w)
+    assert resumed.history == whole.history
