@@ -255,6 +255,15 @@ def test_a_failure_leaves_nothing_that_looks_finished(project, capsys):
     assert project.run() == (DONE, ["02", "03"])
 
 
+def test_bad_input_is_one_line_without_a_traceback(project, capsys):
+    bad = 'from repro.readers import BadInput\nraise BadInput("plays.txt, line 7: expected tabs")'
+    project.edit("02_second", bad)
+    assert project.run() == (FAILED, ["01", "02"])
+    told = capsys.readouterr().out
+    assert "FAILED in cell [3]: BadInput: plays.txt, line 7: expected tabs" in told
+    assert "Traceback" not in told and "raise" not in told
+
+
 def test_only_from_and_force(project, capsys):
     assert project.run(first="02") == (REFUSED, [])
     assert "01_first has to run first" in capsys.readouterr().out
