@@ -98,8 +98,13 @@ class Study:
     # --- features
 
     def codebook(self, read: Callable, codewords: int) -> dict:
-        """Do everything from the codebook on with another number of codewords."""
+        """Do everything from the codebook on with another number of codewords.
+
+        A frame counts for the same share of them: of 16 all would be none.
+        """
         tags, profile, den = self.tags, self.run.profile, self.den
+        nearest = max(1, profile.nearest_codewords * codewords // profile.codewords)
+        quantisation = profile.quantisation | {"nearest": nearest}
 
         def compute():
             book = vq.learn_codebook(
@@ -110,7 +115,7 @@ class Study:
                 profile.standardise_frames,
             )
             items, cold, taught = (
-                vq.l1_normalise(vq.histograms(read, ids, book, **profile.quantisation))
+                vq.l1_normalise(vq.histograms(read, ids, book, **quantisation))
                 for ids in (den.item_tracks, den.cold_tracks, tags.tracks[self.teach.rows])
             )
             songs = replace(self.taught, histograms=taught)
