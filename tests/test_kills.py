@@ -69,6 +69,7 @@ def judge(whole_run, root, kills, seed):
     return hit
 
 
+@pytest.mark.long
 def test_a_few_kills(whole_run, tmp_path):
     assert sum(judge(whole_run, tmp_path, 5, 1).values()) == 5
 
