@@ -25,7 +25,6 @@ SMALL = {
 }
 LIMITS = {"msd-spotify": (180, 6), "paper": (600, 12)}  # seconds, GiB
 _ROWS = 4_000_000  # written at a time
-_NUMBERS = 10  # descriptors
 
 
 def write_plays(path: Path, plays, songs: np.ndarray, history: bool) -> None:
@@ -130,7 +129,7 @@ def prepare(profile: str, root, small: bool):
         }
 
 
-def read_tree(tree, content: str):
+def read_tree(tree):
     """Read all frames of a tree of tracks, as notebook 2 does, and count their codewords."""
     from repro import vq
     from repro.datasets import Bags
@@ -189,7 +188,7 @@ def run(options: Options, report: Report) -> None:
     tree, kind = data_root() / "msd_h5", "genuine tracks"
     if options.small or not tree.is_dir():
         tree, kind = write_tracks(options.scratch / "tree", 20 if options.small else 400), "our own"
-    with Worker(read_tree, tree=tree, content="timbre") as worker:
+    with Worker(read_tree, tree=tree) as worker:
         worker.turn()
         turns = [worker.turn() for _ in range(options.rounds)]
     rate = turns[0]["tracks"] / float(np.median([t["seconds"][0] for t in turns]))

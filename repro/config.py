@@ -232,7 +232,6 @@ SUBSET = replace(
     name="subset",
     source="subset",
     label="Million Song Dataset subset of 10,000 songs",
-    companions=(),
     min_songs_per_user=10,  # some 4,000 of the songs are in the Taste Profile at all
     min_users_per_song=20,
     sparse_songs_per_user=10,
