@@ -104,7 +104,7 @@ def write_msd(root: Path, size) -> int:
 
 
 def prepare(profile: str, root, small: bool):
-    """Do what notebook 1 does: read, choose the subsets, split."""
+    """Do the long part of notebook 1: read, choose DEN, split it."""
     from repro import config, datasets, splits
 
     chosen = config.PROFILES[profile]
@@ -174,7 +174,11 @@ def run(options: Options, report: Report) -> None:
             turn = worker.turn()
         if turn["read"] != written or turn["split"]:
             raise AssertionError(f"{profile}: {turn} of {written:,} plays")
-        row = {"work": f"{profile}, notebook 1", "plays": written, "seconds": turn["seconds"][0]}
+        row = {
+            "work": f"{profile}: read, DEN, split",
+            "plays": written,
+            "seconds": turn["seconds"][0],
+        }
         row |= {"peak GiB": turn["peak"], "target": "", "reached": ""}
         if options.full:
             seconds, memory = LIMITS[profile]

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fetch_data(arguments: list[str]) -> int:
     """Download the files of profiles, or some by name, and return the exit status."""
-    from repro import fetch
+    from repro import datasets, fetch, readers
 
     real = [name for name, profile in PROFILES.items() if profile.source != "world"]
     parser = argparse.ArgumentParser(
@@ -110,6 +110,15 @@ def fetch_data(arguments: list[str]) -> int:
         except KeyboardInterrupt:
             print(f"\nInterrupted at {name}; the same command goes on")
             return runner.INTERRUPTED
+    for name in given.names:
+        if name not in real or sources.missing(PROFILES[name], root):
+            continue
+        try:
+            print(f"{name}: reading it ...", flush=True)
+            print(datasets.check(PROFILES[name], root))
+        except readers.BadInput as error:
+            print(error)
+            status = runner.FAILED
     return status
 
 

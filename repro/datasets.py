@@ -139,6 +139,23 @@ def bags(profile: Profile, root: Path | str) -> Bags:
     return Bags(lambda key: frames.get(key, none), len(DESCRIPTORS))
 
 
+def check(profile: Profile, root: Path | str, items: int = 200) -> str:
+    """Read all but the content, and that of some ``items``; return in writing what was found.
+
+    Raises
+    ------
+    MissingData, BadInput
+        As :func:`load` and :class:`Bags` do.
+    """
+    data, read = load(profile, root), bags(profile, root)
+    known = data.item_tracks[data.item_tracks != ""]
+    for track in known[:: len(known) // items + 1]:
+        read(track)
+    found = [f"{count:,} {step}" for step, count in data.facts.items()]
+    found.append(f"of {read.asked} tried, {len(read.broken)} whose content cannot be read")
+    return "\n".join(f"  {line}" for line in [*found, *list(read.broken.values())[:3]])
+
+
 def _tree(profile: Profile, root: Path) -> Path:
     folder = {"lastfm": "msd_h5", "subset": "MillionSongSubset"}
     return root / folder.get(profile.source, "msd")

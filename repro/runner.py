@@ -39,6 +39,7 @@ CAUSES = {
 # Errors whose message is written for users: a traceback would only hide it.
 TELLING = {"BadInput", "MissingData", "FileNotFoundError", "ValueError", "OSError"}
 TELLING |= {"PermissionError", "NotADirectoryError"}
+_BETWEEN = 60  # seconds between two lines of progress in a log
 
 
 class Refused(Exception):
@@ -257,6 +258,7 @@ class Pipeline:
                     language="python",
                     cwd=str(self.notebooks),
                     progress_bar=sys.stderr.isatty() and {"desc": step, "leave": False},
+                    stdout_file=_Bars(step),
                     coalesce_streams=True,
                     start_timeout=120,
                 )
@@ -306,6 +308,31 @@ class Pipeline:
         stamp["outputs"] |= self._publish(step, done)
         results.write_json(self.stamp_path(step), stamp)
         return True
+
+
+class _Bars:
+    """The file to which papermill copies what cells print: shows their bars, with the time left.
+
+    A terminal shows every one in the same line, a log one a minute.
+    """
+
+    def __init__(self, step: str):
+        self._step, self._shown = step, time.monotonic()
+
+    def write(self, text: str) -> None:
+        bar = text.rpartition("\r")[2].strip()
+        if "%|" not in bar:
+            return
+        if sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            line = f"{self._step}: {bar}"[:width].ljust(width)
+            print(f"\r{line}", end="", file=sys.stderr)
+        elif time.monotonic() - self._shown >= _BETWEEN:
+            self._shown = time.monotonic()
+            print(f"  {self._step}: {bar}", flush=True)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 @contextmanager

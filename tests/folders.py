@@ -6,6 +6,7 @@ from contextlib import closing
 
 import h5py
 import numpy as np
+import polars as pl
 
 TRIPLETS = """\
 u2\tSOB\t3
@@ -122,3 +123,57 @@ def write_spotify(folder):
     (folder / "Music Info.csv").write_text(INFO)
     (folder / "User Listening History.csv").write_text(HISTORY)
     return folder
+
+
+def in_the_form_of(source, world, folder):
+    """Rewrite a synthetic world's files as the source of another profile has them.
+
+    ``subset`` holds the audio of four tracks of five, and the listening and tags of all;
+    ``spotify`` has for its descriptors the mean of the first ten coefficients of a track.
+    """
+    folder.mkdir()
+    if source != "spotify":
+        for path in world.iterdir():
+            tree = path.name == "msd" and source == "subset"
+            (folder / ("MillionSongSubset" if tree else path.name)).symlink_to(path)
+    if source == "subset":
+        (folder / "MillionSongSubset").unlink()
+        for i, path in enumerate(sorted(world.glob("msd/?/?/?/*.h5"))):
+            copy = folder / "MillionSongSubset" / path.relative_to(world / "msd")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if i % 5:
+                copy.symlink_to(path)
+    if source == "spotify":
+        _write_tables(world, folder)
+    return folder
+
+
+def _write_tables(world, folder):
+    with closing(sqlite3.connect(world / "track_metadata.db")) as db:
+        about = db.execute("SELECT track_id, song_id, artist_name, title FROM songs").fetchall()
+    with closing(sqlite3.connect(world / "lastfm_tags.db")) as db:
+        tagged = dict(
+            db.execute(
+                "SELECT tids.tid, GROUP_CONCAT(REPLACE(LOWER(tags.tag), ' ', '_'), ', ') FROM tid_tag"
+                " JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag"
+                " GROUP BY tids.tid"
+            )
+        )
+    rows, track_of = [], {}
+    for track, song, artist, title in sorted(about):
+        with h5py.File(world.joinpath("msd", *track[2:5], f"{track}.h5")) as file:
+            frames = file["analysis/segments_timbre"][:]
+        if len(frames):
+            track_of.setdefault(song, track)
+            rows.append((track, title, artist, tagged.get(track, ""), *frames[:, :10].mean(0)))
+    names = ["track_id", "name", "artist", "tags", *DESCRIPTORS.split(",")]
+    pl.DataFrame(rows, names, orient="row").write_csv(folder / "Music Info.csv")
+    plays = pl.read_csv(
+        world / "train_triplets.txt",
+        separator="\t",
+        has_header=False,
+        new_columns=["user_id", "song", "playcount"],
+    )
+    plays = plays.with_columns(track_id=pl.col("song").replace_strict(track_of, default=None))
+    plays = plays.drop_nulls().select("track_id", "user_id", "playcount")
+    plays.write_csv(folder / "User Listening History.csv")

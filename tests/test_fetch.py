@@ -7,13 +7,16 @@ import tarfile
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import h5py
 import pytest
+from folders import write_subset
 
 from repro import fetch, sources
 from repro.__main__ import main
+from repro.config import PROFILES
 from repro.sources import Source
 
 
@@ -294,3 +297,20 @@ def test_the_command_fetches_what_a_profile_reads_and_says_what_it_cannot(server
     told = capsys.readouterr().out
     for name in sources.names():
         assert sources.find(name, tmp_path).licence in told and name in told
+
+
+def test_the_command_reads_what_is_there_when_nothing_is_missing(tmp_path, monkeypatch, capsys):
+    write_subset(tmp_path)
+    words = ["fetch", "subset", "--data", str(tmp_path)]
+    assert main(words) == 1  # six tracks are too few for the profile's tags
+    assert capsys.readouterr().out.endswith("which profile subset asks for\n")
+    monkeypatch.setitem(PROFILES, "subset", replace(PROFILES["subset"], min_songs_per_tag=2))
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "  6 triplets read\n" in told
+    assert told.endswith("  of 2 tried, 0 whose content cannot be read\n")
+    with h5py.File(tmp_path / "MillionSongSubset/A/A/B/TRAAB03.h5", "a") as file:
+        file["analysis/segments_timbre"][0, 0] = float("nan")
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "  of 2 tried, 1 whose content cannot be read\n" in told and "TRAAB03.h5: " in told

@@ -319,6 +319,15 @@ def alive(pid):
     return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
 
 
+def test_bars_of_cells_are_shown_with_their_time_left(project, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "_BETWEEN", 0)
+    code = "for done in ' 25', ' 75', '100':\n    print(f'\\r{done}%|##| [00:04<00:12]', end='')\n"
+    project.edit("01_first", "print('no bar')\n" + code + "    time.sleep(0.3)\n" + FIRST)
+    assert project.run(only="01")[0] == runner.DONE
+    out = capsys.readouterr().out
+    assert "  01_first: 25%|##| [00:04<00:12]\n" in out and "no bar" not in out
+
+
 def test_a_notebook_without_parameters_is_refused(project, capsys):
     write_notebook(project.notebooks, "01_first", FIRST, parameters="profile = None")
     assert project.run() == (REFUSED, [])

@@ -1,0 +1,78 @@
+"""One synthetic world in the form of every source of songs: the same listening, a whole run."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from folders import in_the_form_of
+
+from repro import config, datasets, results, synthetic
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "files"
+    synthetic.write_world(config.SMOKE.world, 1, folder)
+    return folder
+
+
+def listening(data, name):
+    """Return users x songs, labelled; ``name`` turns an item's id into its song's."""
+    plays = pd.DataFrame(data.plays.toarray(), data.user_ids, [name(i) for i in data.item_ids])
+    return plays.loc[plays.any(axis=1)].sort_index(axis=1)
+
+
+def test_every_source_reads_the_same_listening(world, tmp_path):
+    few = {"min_songs_per_tag": 5}
+    expected = datasets.load(config.SMOKE, world)
+    song_of = dict(zip(expected.item_tracks, expected.item_ids, strict=True))
+
+    folder = in_the_form_of("msd", world, tmp_path / "msd")
+    paper = datasets.load(replace(config.PAPER, **few), folder)
+    for name in ("user_ids", "item_ids", "item_tracks", "item_names", "vocabulary", "tag_train"):
+        assert np.array_equal(getattr(paper, name), getattr(expected, name))
+    assert (paper.plays != expected.plays).nnz == (paper.tags != expected.tags).nnz == 0
+
+    folder = in_the_form_of("subset", world, tmp_path / "subset")
+    subset = datasets.load(replace(config.SUBSET, **few), folder)
+    found, whole = listening(subset, str), listening(expected, str)
+    assert 0.7 < found.shape[1] / whole.shape[1] < 0.9
+    assert (found == whole.loc[found.index, found.columns]).all(axis=None)
+
+    folder = in_the_form_of("spotify", world, tmp_path / "spotify")
+    spotify = datasets.load(replace(config.MSD_SPOTIFY, **few), folder)
+    found = listening(spotify, lambda track: song_of.get(track, track))
+    shared = found.columns.intersection(whole.columns)
+    assert len(shared) > 0.97 * whole.shape[1]  # those whose one track is silent are not there
+    users = whole.index.intersection(found.index)
+    assert (found.loc[users, shared] == whole.loc[users, shared]).all(axis=None)
+
+
+# What a profile's own settings need to choose from.
+WORLDS = {
+    "subset": replace(config.World(), users=6_000, songs=3_000),
+    "msd-spotify": replace(config.World(), users=6_000, songs=3_000),
+    "paper": replace(config.World(), users=30_000, songs=15_000),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_whole_run_on_files_in_its_form(name, tmp_path):
+    files, profile = tmp_path / "files", config.PROFILES[name]
+    synthetic.write_world(WORLDS[name], 1, files)
+    folder = in_the_form_of(profile.source, files, tmp_path / name)
+    command = [sys.executable, "-m", "repro", "--profile", name, "--data", str(folder)]
+    environment = os.environ | {"REPRO_RESULTS": str(tmp_path / "results")}
+    subprocess.run(command, env=environment, cwd=results.ROOT, check=True)
+    made = json.loads((tmp_path / "results" / name / "manifest.json").read_text())
+    assert len(made["notebooks"]) == 6
+    table = pd.read_csv(tmp_path / "results" / name / "tables" / "out_of_matrix.csv", index_col=0)
+    print(table)
+    ndcg = table["NDCG"].str.split().str[0].astype(float)
+    assert ndcg["CF + deep"] > 1.2 * ndcg["random"]
