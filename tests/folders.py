@@ -154,7 +154,8 @@ def _write_tables(world, folder):
     with closing(sqlite3.connect(world / "lastfm_tags.db")) as db:
         tagged = dict(
             db.execute(
-                "SELECT tids.tid, GROUP_CONCAT(REPLACE(LOWER(tags.tag), ' ', '_'), ', ') FROM tid_tag"
+                "SELECT tids.tid, GROUP_CONCAT(REPLACE(LOWER(tags.tag), ' ', '_'), ', ')"
+                " FROM tid_tag"
                 " JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag"
                 " GROUP BY tids.tid"
             )

@@ -33,7 +33,9 @@ def test_factors(threads, n, device):
     def fit(n, device):
         threads(n)
         ridges = dict(lambda_theta=1.0, lambda_beta=1.0, lambda_w=1.0)
-        return wmf.fit(wmf.log_surplus(plays, 2.0, 1e-6), h, factors=12, sweeps=5, device=device, **ridges)
+        return wmf.fit(
+            wmf.log_surplus(plays, 2.0, 1e-6), h, factors=12, sweeps=5, device=device, **ridges
+        )
 
     one, other = fit(1, "cpu"), fit(n, device)
     for name in ("theta", "beta", "w"):

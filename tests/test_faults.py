@@ -1,6 +1,7 @@
 """Every fault of the raw files, one by one, and what becomes of it: the table in FAULTS.md."""
 
 import gzip
+import importlib
 import os
 import sqlite3
 import zipfile
@@ -293,13 +294,32 @@ def test_fault(fault, tmp_path):
     assert happens(fault, tmp_path)
 
 
+def marked():
+    """Return the faults that tests elsewhere are marked with: what, what follows, where."""
+    found = []
+    for path in sorted(TABLE.parent.glob("test_*.py")):
+        if "pytest.mark.fault" in path.read_text("utf-8") and path.stem != Path(__file__).stem:
+            for test in vars(importlib.import_module(path.stem)).values():
+                marks = getattr(test, "pytestmark", []) if callable(test) else []
+                found += [(*m.args, f"{path.name}") for m in marks if m.name == "fault"]
+    return found
+
+
 def test_the_table_says_what_happens(tmp_path):
-    rows = ["| file | fault | what happens |", "|---|---|---|"]
+    rows = ["## Files", "", "| file | fault | what happens |", "|---|---|---|"]
     for number, fault in enumerate(FAULTS):
         folder = tmp_path / str(number)
         folder.mkdir()
         follows = happens(fault, folder).replace("|", "&#124;")
         rows.append(f"| `{fault.file}` | {fault.what} | {follows} |")
+    rows += [
+        "",
+        "## Machine, network, people",
+        "",
+        "| fault | what happens | test |",
+        "|---|---|---|",
+    ]
+    rows += [f"| {what} | {follows} | `{where}` |" for what, follows, where in marked()]
     table = "\n".join(rows)
     if os.environ.get("REPRO_RENEW"):
         before = TABLE.read_text("utf-8").partition("<!-- faults -->")[0]

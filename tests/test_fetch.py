@@ -130,6 +130,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.fault(
+    "a download cut short, stalled, corrupt, in a circle, missing, or a page instead",
+    "tried again where that may help, then stops, naming file and address; nothing is left",
+)
 def test_what_is_broken_is_tried_again_and_leaves_nothing(server, wanted, fault):
     answer, said = FAULTS[fault]
     server.answers["/tags.zip"] = answer
@@ -141,6 +145,7 @@ def test_what_is_broken_is_tried_again_and_leaves_nothing(server, wanted, fault)
         assert len(server.asked) == 1
 
 
+@pytest.mark.fault("a download that breaks off once", "tried again")
 def test_a_second_try_succeeds(server, wanted):
     def once(handler):
         server.answers["/tags.zip"] = GOOD
@@ -151,6 +156,7 @@ def test_a_second_try_succeeds(server, wanted):
     assert wanted.path.read_bytes() == GOOD
 
 
+@pytest.mark.fault("a download that is slow", "waited for as long as bytes come")
 def test_a_slow_server_is_waited_for(server, wanted):
     def drop_by_drop(handler):
         handler.give(GOOD[:10], length=len(GOOD))
@@ -164,6 +170,7 @@ def test_a_slow_server_is_waited_for(server, wanted):
     assert wanted.path.read_bytes() == GOOD
 
 
+@pytest.mark.fault("a download sent elsewhere", "followed to the listed hosts alone")
 def test_redirections_are_followed_to_trusted_hosts_alone(server, wanted, monkeypatch):
     other = Server()
     other.answers["/tags.zip"] = GOOD
@@ -187,6 +194,7 @@ def test_redirections_are_followed_to_trusted_hosts_alone(server, wanted, monkey
 @pytest.mark.parametrize(
     "url", ["http://files.grouplens.org/a.zip", "https://example.org/a.zip", "file:///etc/passwd"]
 )
+@pytest.mark.fault("an address of another host, or without TLS", "refused, nothing read")
 def test_other_hosts_and_plain_http_are_refused(wanted, url):
     with pytest.raises(fetch.FetchError, match="not one of the listed hosts over https"):
         fetch.fetch(Source(**vars(wanted) | {"url": url}), progress=False)
@@ -210,6 +218,7 @@ def test_every_address_of_ours_is_on_a_listed_host(tmp_path):
         ("ids.txt", b""),
     ],
 )
+@pytest.mark.fault("a download of the wrong kind, its digest unknown", "stops; nothing is left")
 def test_without_a_known_digest_the_kind_is_checked(server, wanted, name, content):
     server.answers[f"/{name}"] = content
     path, url = wanted.path.with_name(name), wanted.url.replace("tags.zip", name)
@@ -251,6 +260,10 @@ def tree(wanted):
     return Source(**vars(wanted) | changes | {"url": url})
 
 
+@pytest.mark.fault(
+    "an archive with paths that lead out, links or strangers",
+    "only tracks are unpacked, only into their folder",
+)
 def test_a_tree_is_unpacked_in_its_place_and_nowhere_else(server, tree):
     members = {
         f"MillionSongSubset/{ONE}": track(),
@@ -271,6 +284,7 @@ def test_a_tree_is_unpacked_in_its_place_and_nowhere_else(server, tree):
 
 
 @pytest.mark.parametrize("fault", ["cut", "without tracks"])
+@pytest.mark.fault("an archive that is broken", "stops and removes it; nothing is left")
 def test_a_broken_archive_leaves_nothing(server, tree, fault):
     whole = packed({f"MillionSongSubset/{ONE}": track(), "x": bytes(range(256)) * 400})
     good = {"cut": whole[: len(whole) - 200], "without tracks": packed({"README": b"hello"})}

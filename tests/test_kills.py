@@ -70,6 +70,10 @@ def judge(whole_run, root, kills, seed):
 
 
 @pytest.mark.long
+@pytest.mark.fault(
+    "SIGKILL, SIGTERM or Ctrl-C at a random moment, again and again",
+    "the same command goes on to an undisturbed run's results, to the bit; nothing partial",
+)
 def test_a_few_kills(whole_run, tmp_path):
     assert sum(judge(whole_run, tmp_path, 5, 1).values()) == 5
 
@@ -82,6 +86,7 @@ def test_fifty_kills(whole_run, tmp_path):
     assert sum(hit.values()) == 50 and min(hit.values()) > 5
 
 
+@pytest.mark.fault("a second run into the same results", "refused in one line; the first goes on")
 def test_a_second_run_is_refused_while_the_first_is_at_work(tmp_path):
     with (tmp_path / "log").open("wb") as log:
         first = start(tmp_path, log)
@@ -105,6 +110,9 @@ def test_a_second_run_is_refused_while_the_first_is_at_work(tmp_path):
     assert "To go on:  ./run_all.sh --profile smoke" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.fault(
+    "the disk is full", "stops, naming the file; what it had before stays, nothing partial"
+)
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     """A limit on the size of a file stands in for the disk: the write fails in the same place."""
     program = (
@@ -123,6 +131,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["out.npz"]
 
 
+@pytest.mark.fault("results that cannot be written", "refused before any work")
 def test_results_that_cannot_be_written_are_refused(monkeypatch, tmp_path, capsys):
     from repro import runner
 

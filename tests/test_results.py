@@ -50,6 +50,7 @@ def test_other_sparse_formats_become_rows(run):
 
 
 @pytest.mark.parametrize("value", [np.array(["a", None], dtype=object), None, {"a": 1}])
+@pytest.mark.fault("a Python object in an artefact", "refused: nothing is pickled")
 def test_python_objects_are_refused(run, value):
     with pytest.raises(TypeError, match="'bad' holds Python objects"):
         run.save("toy", bad=value)
@@ -105,6 +106,7 @@ def test_a_table_shows_its_index_if_it_means_something(run, capsys):
     assert "deep" in capsys.readouterr().out
 
 
+@pytest.mark.fault("HTML in a name or a tag", "escaped")
 def test_names_are_escaped_on_the_page(run, capsys):
     run.table(pd.DataFrame({"artist": ["<script>x</script>"]}), "toy", "Names")
     assert "&lt;script&gt;" in capsys.readouterr().out
@@ -153,6 +155,7 @@ def test_an_unknown_profile_lists_the_known():
         Run("01_toy", "demmo")
 
 
+@pytest.mark.fault("a GPU asked for where there is none", "refused in one line")
 def test_an_absent_gpu_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch sees no GPU"):
@@ -243,6 +246,7 @@ def test_a_trial_is_kept_for_the_run_of_the_same_key_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"key": "one"}', '{"key": "one", "resu'])
+@pytest.mark.fault("a trial's file that is broken", "computed again")
 def test_a_corrupt_trial_counts_for_nothing(run, monkeypatch, text):
     monkeypatch.setenv("REPRO_KEY", "one")
     run.trial("a trial", lambda: {"x": 1})
@@ -310,6 +314,7 @@ def test_a_checkpoint_is_of_one_run_and_due_in_time(run, monkeypatch, tmp_path):
     run.checkpoint("fit").save(lambda: pytest.fail("too soon"))
 
 
+@pytest.mark.fault("a checkpoint that is broken", "from the beginning")
 def test_a_broken_checkpoint_counts_for_nothing(tmp_path):
     path = tmp_path / "kept.npz"
     for content in (b"", b"PK", b"hello" * 99):

@@ -236,6 +236,9 @@ def test_other_data_or_libraries_make_all_stale(project, monkeypatch):
     assert pipeline.stale(step) == "libraries changed"
 
 
+@pytest.mark.fault(
+    "an error in a notebook", "stops, naming the cell; nothing of that notebook counts as done"
+)
 def test_a_failure_leaves_nothing_that_looks_finished(project, capsys):
     assert project.run(only="01")[0] == DONE
     project.edit("02_second", SECOND + "\nraise ValueError('no such luck')")
@@ -255,6 +258,7 @@ def test_a_failure_leaves_nothing_that_looks_finished(project, capsys):
     assert project.run() == (DONE, ["02", "03"])
 
 
+@pytest.mark.fault("bad input, met in a notebook", "one line, no traceback")
 def test_bad_input_is_one_line_without_a_traceback(project, capsys):
     bad = 'from repro.readers import BadInput\nraise BadInput("plays.txt, line 7: expected tabs")'
     project.edit("02_second", bad)
@@ -336,6 +340,9 @@ def test_a_notebook_without_parameters_is_refused(project, capsys):
     )
 
 
+@pytest.mark.fault(
+    "an input file that is not there", "said before any work, with its origin, size and licence"
+)
 def test_missing_data_is_described_and_stops_all(project, monkeypatch, capsys):
     file = Source(Path("/data/plays.txt"), "counts", "example.org", "1 MB", "research", how="ask")
     monkeypatch.setattr(runner, "_missing_data", lambda profile: [file])
@@ -346,6 +353,7 @@ def test_missing_data_is_described_and_stops_all(project, monkeypatch, capsys):
     assert "./run_all.sh fetch smoke" in told
 
 
+@pytest.mark.fault("an unknown profile", "refused in one line, with those there are")
 def test_an_unknown_profile_is_refused(project, capsys):
     assert project.run("smokey") == (REFUSED, [])
     assert "unknown profile 'smokey'" in capsys.readouterr().out
@@ -422,6 +430,9 @@ def test_what_reads_the_companions_runs_again_with_them(family, capsys):
 
 
 @pytest.mark.parametrize("end", ["raise ValueError", "os._exit(1)"])
+@pytest.mark.fault(
+    "a search for settings broken off", "what was tried is kept and not computed again"
+)
 def test_trials_survive_an_interruption(trials, end):
     trials.edit("01_trials", TRIALS.replace("END", end))
     assert trials.run()[0] == FAILED
@@ -439,6 +450,7 @@ def test_trials_survive_an_interruption(trials, end):
     assert results.digest(trials.made / "artifacts/rows.npz") == resumed
 
 
+@pytest.mark.fault("trials of other code or data", "dropped")
 def test_trials_of_other_code_are_dropped(trials):
     assert trials.run()[0] == FAILED
     assert trials.computed() == "012"

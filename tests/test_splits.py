@@ -66,6 +66,7 @@ def test_cold_items_leave_as_many_as_the_authors(n, fraction, kept):
 
 
 @pytest.mark.parametrize(("n", "fraction"), [(0, 0.1), (5, 0.0), (1, 0.5)])
+@pytest.mark.fault("a split that would leave one side empty", "refused in one line")
 def test_a_fraction_that_leaves_nothing_on_one_side_is_refused(n, fraction):
     with pytest.raises(ValueError, match=f"of {n} items leave"):
         splits.cold_items(n, fraction, seed=1)
@@ -95,6 +96,7 @@ def test_split_sizes_are_of_all_and_of_the_rest():
     assert (other[2] != test).nnz > 0
 
 
+@pytest.mark.fault("a split that would leave a user or a song empty", "the pair stays in training")
 def test_user_with_a_single_pair_keeps_it_for_training():
     plays = sparse.identity(30, dtype=np.int32, format="csr")
     train, validation, test = splits.split_pairs(plays, 0.5, 0.5, seed=3)

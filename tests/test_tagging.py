@@ -325,6 +325,9 @@ def test_summary_takes_means_over_tags_and_f_of_the_means():
 
 @pytest.mark.parametrize("optimiser", ["adagrad", "adam", "sgd"])
 @pytest.mark.parametrize("authors", [False, True])
+@pytest.mark.fault(
+    "the tag network's training broken off", "goes on after the last epoch kept, to the same bits"
+)
 def test_training_goes_on_from_its_checkpoint_to_the_same_bits(songs, optimiser, authors, tmp_path):
     settings = SMALL | {"epochs": 6, "optimiser": optimiser, "authors": authors, "watch": songs}
 

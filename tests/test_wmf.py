@@ -459,6 +459,9 @@ def test_means_of_another_shape_are_refused():
 
 @pytest.mark.parametrize("content", [False, True])
 @pytest.mark.parametrize("broken_at", [1, 2, 4])
+@pytest.mark.fault(
+    "alternating least squares broken off", "goes on after the last sweep kept, to the same bits"
+)
 def test_a_fit_goes_on_from_its_checkpoint_to_the_same_bits(content, broken_at, tmp_path):
     surplus = wmf.log_surplus(plays_of([5, 9, 2, 17] * 9, 40), ALPHA, EPS)
     features = features_of(40) if content else None
