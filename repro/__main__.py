@@ -96,15 +96,14 @@ def fetch_data(arguments: list[str]) -> int:
             return runner.REFUSED
     status = runner.DONE
     for name, source in chosen.items():
-        if source.path.exists():
-            print(f"{name}: there")
-            continue
+        there = source.path.exists()
         try:
-            if given.offline:
+            if given.offline and not there:
                 raise fetch.FetchError(sources.described(source))
-            print(f"{name}: {source.size}, {source.licence}", flush=True)
-            fetch.fetch(source, mirror=given.mirror)
-        except fetch.FetchError as error:
+            print(f"{name}: {'there' if there else f'{source.size}, {source.licence}'}", flush=True)
+            with runner.stoppable():
+                fetch.fetch(source, mirror=given.mirror)
+        except (fetch.FetchError, OSError) as error:
             print(error)
             status = runner.FAILED
         except KeyboardInterrupt:
@@ -116,7 +115,7 @@ def fetch_data(arguments: list[str]) -> int:
         try:
             print(f"{name}: reading it ...", flush=True)
             print(datasets.check(PROFILES[name], root))
-        except readers.BadInput as error:
+        except (readers.BadInput, OSError) as error:
             print(error)
             status = runner.FAILED
     return status

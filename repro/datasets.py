@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,7 @@ class Dataset:
     tag_test: np.ndarray
     hotness: np.ndarray  # float32 song_hotttnesss of the rows of `tags`, nan when unknown
     facts: dict[str, int]  # counts at every step of the recipe, in order
+    broken: dict[str, str]  # tracks left out because their files cannot be read, and why
 
 
 def load(profile: Profile, root: Path | str) -> Dataset:
@@ -89,6 +90,9 @@ def load(profile: Profile, root: Path | str) -> Dataset:
             f"{root}: no tag that says something of the sound is on {profile.min_songs_per_tag} "
             f"tracks or more, which profile {profile.name} asks for"
         )
+    for rows, what in (data.tag_train, "train"), (data.tag_test, "test"):
+        if not rows.any():
+            raise BadInput(f"{root}: no tagged track is among those to {what} tags with")
     return data
 
 
@@ -96,34 +100,42 @@ class Bags:
     """The function from a track id to its content, float32, shape (frames, D).
 
     D is 12 for timbre and 10 for descriptors, in the files' own units; no frames give (0, D). A
-    track whose file cannot be read has none either, and is in ``broken`` with the reason: one
-    among a million must not stop a run.
-
-    Raises
-    ------
-    BadInput
-        When more than 20 tracks, and more than a tenth of those asked for, cannot be read.
+    track whose file cannot be read has none either: one among a million must not stop a run.
     """
 
     def __init__(self, read: Callable[[str], np.ndarray], dims: int):
         self._read, self._none = read, np.empty((0, dims), np.float32)
-        self.broken: dict[str, str] = {}
-        self.asked = 0
 
     def __call__(self, track: str) -> np.ndarray:
         """Return the frames of one track."""
-        if not track:
-            return self._none
-        self.asked += 1
         try:
-            return self._read(track)
-        except BadInput as error:
-            self.broken[track] = str(error)
-            if len(self.broken) > max(20, self.asked / 10):
-                raise BadInput(
-                    f"{len(self.broken)} of {self.asked} tracks cannot be read; the last: {error}"
-                ) from error
+            return self._read(track) if track else self._none
+        except BadInput:
             return self._none
+
+    def broken(self, silent: Iterable[str], of: int) -> dict[str, str]:
+        """Return which of the tracks that gave no frames cannot be read, and why.
+
+        Raises
+        ------
+        BadInput
+            When they are more than 20, and more than a tenth of the ``of`` tracks that were read.
+        """
+        found = {}
+        for track in silent:
+            try:
+                self._read(track)
+            except BadInput as error:
+                found[track] = str(error)
+        _bearable(found, of)
+        return found
+
+
+def _bearable(broken: dict[str, str], of: int) -> None:
+    if len(broken) > max(20, of / 10):
+        raise BadInput(
+            f"{len(broken):,} of {of:,} tracks cannot be read; one of them: {min(broken.values())}"
+        )
 
 
 def bags(profile: Profile, root: Path | str) -> Bags:
@@ -148,12 +160,12 @@ def check(profile: Profile, root: Path | str, items: int = 200) -> str:
         As :func:`load` and :class:`Bags` do.
     """
     data, read = load(profile, root), bags(profile, root)
-    known = data.item_tracks[data.item_tracks != ""]
-    for track in known[:: len(known) // items + 1]:
-        read(track)
+    tried = data.item_tracks[data.item_tracks != ""]
+    tried = tried[:: len(tried) // items + 1]
+    broken = read.broken([track for track in tried if not len(read(track))], len(tried))
     found = [f"{count:,} {step}" for step, count in data.facts.items()]
-    found.append(f"of {read.asked} tried, {len(read.broken)} whose content cannot be read")
-    return "\n".join(f"  {line}" for line in [*found, *list(read.broken.values())[:3]])
+    found.append(f"of {len(tried)} tried, {len(broken)} whose content cannot be read")
+    return "\n".join(f"  {line}" for line in [*found, *list(broken.values())[:3]])
 
 
 def _tree(profile: Profile, root: Path) -> Path:
@@ -166,8 +178,8 @@ def _tree(profile: Profile, root: Path) -> Path:
 
 def _load_msd(profile: Profile, root: Path) -> Dataset:
     """Follow the authors' recipe: ISMIR sec. 4.2 for listening, their code for tags."""
-    facts = {}
-    songs = _songs(profile, root, facts)
+    facts, broken = {}, {}
+    songs = _songs(profile, root, facts, broken)
     path = find("train_triplets.txt.zip", root).path
     triplets = readers.triplets(path)
     facts["triplets read"] = triplets.height
@@ -202,7 +214,7 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
     )
     if profile.source == "subset":
         tagged = tagged.filter(pl.col("track").is_in(songs["track_id"].implode()))
-    tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
+    tags, tag_tracks, vocabulary = _tags(tagged.drop_nulls(), profile.min_songs_per_tag, facts)
     about = _beside(tag_tracks, songs, "track_id")
     # The tracks' own files have it too, but opening every tagged one would take an hour.
     known = (
@@ -236,10 +248,11 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
         tag_test=tag_test,
         hotness=hot.fill_null(np.nan).to_numpy().astype(np.float32),
         facts={step: int(count) for step, count in facts.items()},
+        broken=broken,
     )
 
 
-def _songs(profile: Profile, root: Path, facts: dict) -> pl.DataFrame:
+def _songs(profile: Profile, root: Path, facts: dict, broken: dict) -> pl.DataFrame:
     """Return track, song, artist and name of every track, in the order of the track ids."""
     if profile.source != "subset":
         return readers.query(
@@ -247,19 +260,25 @@ def _songs(profile: Profile, root: Path, facts: dict) -> pl.DataFrame:
             "SELECT track_id, song_id, artist_id, artist_name || ' - ' || title AS name FROM songs",
             dict.fromkeys(("track_id", "song_id", "artist_id", "name"), pl.String),
         ).sort("track_id")
-    rows, broken = [], 0
-    for path in sorted(_tree(profile, root).glob("?/?/?/*.h5"), key=lambda path: path.stem):
+    about = _about_tracks(_tree(profile, root), broken)
+    facts |= {"tracks read": about.height, "tracks that cannot be read": len(broken)}
+    name = pl.col("artist_name") + " - " + pl.col("title")
+    return about.filter(pl.col("song_id") != "").with_columns(name=name)
+
+
+def _about_tracks(tree: Path, broken: dict) -> pl.DataFrame:
+    """Return what each track of a tree says of itself; what cannot be read goes to ``broken``."""
+    rows = []
+    paths = sorted(tree.glob("?/?/?/*.h5"), key=lambda path: path.stem)
+    for path in paths:
         try:
-            row = readers.metadata(path)
-            name = f"{row['artist_name']} - {row['title']}"
-            rows.append((path.stem, row["song_id"], row["artist_id"], name, row["hot"]))
-        except (BadInput, KeyError):
-            broken += 1
-    facts |= {"tracks read": len(rows), "tracks that cannot be read": broken}
+            rows.append({"track_id": path.stem} | readers.metadata(path))
+        except BadInput as error:
+            broken[path.stem] = str(error)
+    _bearable(broken, len(paths))
     if not rows:
-        raise BadInput(f"{_tree(profile, root)}: expected tracks A/B/C/TRABC....h5, found none")
-    columns = ["track_id", "song_id", "artist_id", "name", "hot"]
-    return pl.DataFrame(rows, schema=columns, orient="row")
+        raise BadInput(f"{tree}: expected tracks A/B/C/TRABC....h5, found none")
+    return pl.DataFrame(rows)
 
 
 # --- Last.fm, artist level ----------------------------------------------------------------------
@@ -289,6 +308,7 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
             f"{archive}: user_artists.dat, line {wrong[0] + 2}: expected a positive integer as "
             f"weight, found {found}"
         )
+    broken = {}
     facts = {
         "users read": listening["userID"].n_unique(),
         "artists read": artists.height,
@@ -297,7 +317,12 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
     }
 
     if profile.content == "timbre":
-        content = _artists_of_tracks(root / "msd_h5")
+        content = _about_tracks(root / "msd_h5", broken).select(
+            track="track_id", artist=_keys(pl.col("artist_name"))
+        )
+        facts |= {"tracks read": content.height, "tracks that cannot be read": len(broken)}
+        # One track an artist, the smallest id: bags must not grow with popularity.
+        content = content.unique("artist", keep="first", maintain_order=True)
     else:
         content = _descriptors(root, "artist").select("artist", track="artist").unique()
     linked = artists.filter(
@@ -347,20 +372,18 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
         tag_test=~tag_train,
         hotness=np.full(len(tag_tracks), np.nan, np.float32),
         facts=facts,
+        broken=broken,
     )
 
 
 def _hetrec(archive: Path, name: str, columns: dict, encoding: str = "utf8") -> pl.DataFrame:
-    return readers.table(archive, columns, separator="\t", encoding=encoding, member=name)
-
-
-def _artists_of_tracks(tree: Path) -> pl.DataFrame:
-    """Return one track an artist, the smallest id: bags must not grow with popularity."""
-    rows = []
-    for path in sorted(tree.glob("?/?/?/*.h5"), key=lambda path: path.stem):
-        rows.append((artist_key(readers.metadata(path)["artist_name"]), path.stem))
-    table = pl.DataFrame(rows, schema=["artist", "track"], orient="row")
-    return table.unique("artist", keep="first", maintain_order=True)
+    table = readers.table(archive, columns, separator="\t", encoding=encoding, member=name)
+    for column in columns:
+        nothing = table[column].is_null().arg_true()
+        if len(nothing):
+            where = f"{archive}: {name}, line {nothing[0] + 2}"
+            raise BadInput(f"{where}: expected a value as {column}, found none")
+    return table
 
 
 # --- tables of tracks with descriptors ----------------------------------------------------------
@@ -371,7 +394,7 @@ def _descriptors(root: Path, key: str) -> pl.DataFrame:
     columns = {key: pl.String} | dict.fromkeys(DESCRIPTORS, pl.Float64)
     table = readers.table(find("Music Info.csv", root).path, columns)
     table = table.with_columns(_keys(pl.col(key))) if key == "artist" else table
-    finite = pl.all_horizontal(pl.col(name).is_finite() for name in DESCRIPTORS)
+    finite = pl.all_horizontal(pl.col(name).cast(pl.Float32).is_finite() for name in DESCRIPTORS)
     return table.drop_nulls().filter(finite)
 
 
@@ -420,6 +443,7 @@ def _load_spotify(profile: Profile, root: Path) -> Dataset:
         tag_test=~tag_train,
         hotness=np.full(len(tag_tracks), np.nan, np.float32),
         facts={step: int(count) for step, count in facts.items()},
+        broken={},
     )
 
 

@@ -1,13 +1,14 @@
 """Download what can be downloaded, check it, and put it in place whole or not at all.
 
-Only the hosts below are asked, over TLS. A file is written under a temporary name, compared with
-the digest that its origin states or, where we know none, with the length that the server states
-and with what it should hold; then it takes its name. Its digest is noted beside it, so that a
-second copy, from a mirror say, can be compared.
+Only the hosts below are asked, over TLS. A file is written in a folder apart, compared with the
+digest that its origin states or, where we know none, with the length that the server states and
+with what it should hold; then it takes its place. Its digest is noted, and compared when it is
+asked for again.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shutil
@@ -15,6 +16,8 @@ import tarfile
 import time
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
@@ -31,6 +34,7 @@ HOSTS = {
     "raw.githubusercontent.com",
 }
 NOTES = "fetched.json"
+_PARTIAL = ".fetching"  # a folder beside the files
 _MEMBER = re.compile(r"(?:^|/)([A-Z]/[A-Z]/[A-Z]/TR[A-Z0-9]{16}\.h5)$")
 _TRIES, _HOPS = 3, 5
 _PATIENCE, _PAUSE = 60.0, 1.0  # seconds without a byte; before the second try
@@ -40,8 +44,21 @@ class FetchError(Exception):
     """A file could not be had; the message says which, from where, and why."""
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other downloads out of a folder; clear away what is half done, before and after."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f"{_PARTIAL}.lock"
+    with results.alone(lock, f"another download is at work in {folder}: wait until it has ended"):
+        shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
+
+
 def fetch(source: Source, *, mirror: str = "", progress: bool = True, tries: int = _TRIES) -> bool:
-    """Download a file, or a folder as an archive, unless it is there.
+    """Download a file, or a folder as an archive, unless it is there, where it is compared.
 
     Parameters
     ----------
@@ -62,23 +79,24 @@ def fetch(source: Source, *, mirror: str = "", progress: bool = True, tries: int
     FetchError
     """
     if source.path.exists():
+        _compare(source)
         return False
     if not source.url:
         raise FetchError(described(source))
     name = source.url.rpartition("/")[2]
     url = f"{mirror.rstrip('/')}/{name}" if mirror else source.url
     archive = source.path.with_name(name)
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    if not archive.exists():
-        _download(url, source, archive, bool(mirror), progress, tries)
-    if archive != source.path:
-        _unpack(archive, source.path)
-        archive.unlink()
+    with _alone(source.path.parent):
+        if not archive.exists():
+            _download(url, source, archive, bool(mirror), progress, tries)
+        if archive != source.path and not source.path.exists():
+            _unpack(archive, source.path)
+            archive.unlink()
     return True
 
 
 def _download(url, source: Source, path: Path, mirrored: bool, progress: bool, tries: int) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.parent / _PARTIAL / path.name
     downloader = pooch.HTTPDownloader(
         progressbar=progress, timeout=_PATIENCE, chunk_size=2**16, allow_redirects=False
     )
@@ -87,7 +105,7 @@ def _download(url, source: Source, path: Path, mirrored: bool, progress: bool, t
         try:
             address = _final(url, mirrored)
             pooch.retrieve(
-                address, source.digest or None, partial.name, path.parent, downloader=downloader
+                address, source.digest or None, path.name, partial.parent, downloader=downloader
             )
             _check(partial, path.name)
         except (OSError, ValueError) as error:  # requests' errors are of the first kind
@@ -120,15 +138,35 @@ def _trusted(url: str) -> bool:
     return parts.scheme == "https" and parts.hostname in HOSTS
 
 
+def _compare(source: Source) -> None:
+    """Raise FetchError when a file that is there is not the one that was meant or that came."""
+    notes = source.path.with_name(NOTES)
+    known = json.loads(notes.read_text("utf-8")) if notes.exists() else {}
+    noted = known.get(source.path.name)
+    expected = source.digest or (noted and f"sha256:{noted['sha256']}")
+    if expected and source.path.is_file():
+        kind, _, wanted = expected.partition(":")
+        found = pooch.file_hash(str(source.path), kind)
+        if found != wanted:
+            raise FetchError(
+                f"{source.path}: expected {kind} {wanted}, found {found}; "
+                "take it away to have it downloaded again"
+            )
+
+
 def _check(path: Path, name: str) -> None:
     """Raise BadInput when a file is not of the kind that its name says."""
     if name.endswith(".zip"):
-        kind, good = "a zip file", zipfile.is_zipfile(path)
-        bad = zipfile.ZipFile(path).testzip() if good else None
-        if bad:
-            raise readers.BadInput(f"its member {bad} is broken")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                kind, good = "a zip file", archive.testzip() is None
+        except readers.BROKEN as error:
+            raise readers.BadInput(f"what came is no whole zip file: {error}") from error
     elif name.endswith(".tar.gz"):
-        kind, good = "a tar.gz file", tarfile.is_tarfile(path)
+        try:
+            kind, good = "a tar.gz file", tarfile.is_tarfile(path)
+        except readers.BROKEN as error:
+            raise readers.BadInput(f"what came is no whole tar.gz file: {error}") from error
     else:
         start = {".db": b"SQLite format 3\0", ".h5": b"\x89HDF\r\n\x1a\n"}.get(
             Path(name).suffix, b""
@@ -146,11 +184,10 @@ def _unpack(archive: Path, folder: Path) -> None:
 
     Whatever else the archive holds, and wherever it says its members belong, is passed over.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.parent / _PARTIAL / folder.name
     count = 0
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with tarfile.open(archive) as tar:
             for member in tar:
                 found = _MEMBER.search(member.name)
                 if found and member.isfile():
@@ -159,9 +196,11 @@ def _unpack(archive: Path, folder: Path) -> None:
                     with path.open("wb") as file:
                         shutil.copyfileobj(tar.extractfile(member), file)
                     count += 1
+            while tar.fileobj.read(1 << 20):  # to the end, where the archive's checksum is
+                pass
         if not count:
             raise readers.BadInput("it holds no track A/B/C/TRABC....h5")
-    except (OSError, EOFError, zlib.error, tarfile.TarError, readers.BadInput) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.TarError, readers.BadInput) as error:
         shutil.rmtree(partial, ignore_errors=True)
         archive.unlink()
         raise FetchError(f"{archive} could not be unpacked and is removed: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import sqlite3
+import struct
 import zipfile
 import zlib
 from contextlib import closing
@@ -56,7 +57,8 @@ def _pairs(path: Path, names: tuple, separator: str, header: bool) -> pl.DataFra
     try:
         with _opened(path) as file:
             table = pl.read_csv(
-                file,
+                # An error of the archive must not come up through polars, which would abort.
+                file.read() if path.suffix == ".zip" else file,
                 has_header=False,
                 skip_lines=int(header),
                 separator=separator,
@@ -70,14 +72,16 @@ def _pairs(path: Path, names: tuple, separator: str, header: bool) -> pl.DataFra
             return table
     except pl.exceptions.PolarsError:
         pass
-    except _BROKEN as error:
-        raise BadInput(f"{path}: the archive is broken or cut short; {error}") from error
+    except BROKEN as error:
+        raise BadInput(f"{path}: broken, cut short or not there; {error}") from error
     _name_line(path, names, separator, header)  # polars does not tell the line
     said = separator.replace("\t", " <TAB> ").join(names)
     raise BadInput(f"{path}: expected lines of {said}, found none")
 
 
-_BROKEN = zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, KeyError, FileNotFoundError
+# What comes up from a file that cannot be opened or an archive that is damaged or encrypted.
+BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError,
+          struct.error, zlib.error, zipfile.BadZipFile)  # fmt: skip
 
 
 def _opened(path: Path):
@@ -147,9 +151,9 @@ def table(path: Path, columns: dict, *, separator: str = ",", encoding: str = "u
             encoding="utf8-lossy" if encoding == "utf8" else encoding,
             infer_schema=False,
         )
-    except _BROKEN as error:
+    except BROKEN as error:
         raise BadInput(f"{where}: broken, cut short or not there; {error}") from error
-    except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
+    except pl.exceptions.PolarsError as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInput(f"{where}: expected columns {', '.join(columns)}; {said}") from error
     if not raw.height:
@@ -199,18 +203,20 @@ def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
     kinds : dict of str to polars type
         Of the columns. Text that is not UTF-8 is read with replacements.
     """
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-        database.text_factory = lambda raw: raw.decode("utf8", "replace")
-        try:
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            database.text_factory = lambda raw: raw.decode("utf8", "replace")
             found = pl.read_database(sql, database, schema_overrides=kinds)
-        except (sqlite3.Error, pl.exceptions.PolarsError) as error:
-            raise BadInput(f"{path}: not the expected SQLite file; {error}") from error
+    except (sqlite3.Error, pl.exceptions.PolarsError) as error:
+        raise BadInput(f"{path}: not the expected SQLite file; {error}") from error
     if not found.height:
         raise BadInput(f"{path}: holds none of the rows that are read")
     return found
 
 
 # --- HDF5 ---------------------------------------------------------------------------------------
+
+_NOT_HDF5 = OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError
 
 
 def place(tree: Path, track: str) -> Path:
@@ -232,7 +238,7 @@ def timbre(tree: Path, track: str) -> np.ndarray:
         with h5py.File(path, "r") as file:
             frames = file["analysis/segments_timbre"][()]
         frames = frames.astype(np.float32)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except _NOT_HDF5 as error:
         raise BadInput(f"{expected}; {error}") from error
     if frames.ndim != 2 or frames.shape[1] != TIMBRE_DIM:
         raise BadInput(f"{expected}, found {frames.shape}")
@@ -242,15 +248,16 @@ def timbre(tree: Path, track: str) -> np.ndarray:
 
 
 def metadata(path: Path) -> dict[str, str | float]:
-    """Return ids, names and hotttnesss of one track's file."""
+    """Return ids, names and hotttnesss of one track's file; "" for a text that is not there."""
     texts = "song_id", "artist_id", "artist_name", "title"
     try:
         with h5py.File(path, "r") as file:
             row = file["metadata/songs"][0]
             there = [name for name in texts if name in row.dtype.names]
-            found = {name: row[name].decode("utf8", "replace") for name in there}
+            found = dict.fromkeys(texts, "")
+            found |= {name: row[name].decode("utf8", "replace") for name in there}
             hot = float(row["song_hotttnesss"]) if "song_hotttnesss" in row.dtype.names else np.nan
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except _NOT_HDF5 as error:
         raise BadInput(f"{path}: expected metadata/songs; {error}") from error
     return found | {"hot": hot}
 
@@ -262,6 +269,6 @@ def hotness(path: Path) -> pl.DataFrame:
             hot = file["metadata/songs"].fields("song_hotttnesss")[()]
             ids = file["analysis/songs"].fields("track_id")[()].astype(str)
         return pl.DataFrame({"track": ids, "hot": hot.astype(float)}).unique("track")
-    except (OSError, KeyError, ValueError, TypeError, pl.exceptions.PolarsError) as error:
+    except (*_NOT_HDF5, pl.exceptions.PolarsError) as error:
         wanted = "metadata/songs with song_hotttnesss, analysis/songs with track_id"
         raise BadInput(f"{path}: expected {wanted}; {error}") from error

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from IPython.display import Image, Markdown, display
 from scipy import sparse
 from tabulate import tabulate
@@ -61,6 +62,20 @@ def atomic(path: Path):
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path, otherwise: str):
+    """Hold a lock file, or raise BlockingIOError with the given message if another process does."""
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        raise BlockingIOError(otherwise) from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def write_json(path: Path, value) -> None:
@@ -215,7 +230,7 @@ class Checkpoint:
         try:
             with np.load(self._path, allow_pickle=False) as archive:
                 return _unpack(dict(archive))
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile):
             return None
 
     def save(self, state: Callable[[], dict]) -> None:
@@ -279,6 +294,10 @@ class Run(Store):
         base, _, self._suffix = self.profile.name.partition("+")
         world = results_root() / base / "artifacts" / "world"
         self.data = world if self.profile.source == "world" else data_root()
+        lock = results_root() / base / "artifacts" / "lock"
+        if "REPRO_KEY" not in os.environ and lock.exists():  # by hand
+            with alone(lock, f"a run is at work in {lock.parents[1]}: wait until it has ended"):
+                pass
         self._tried: set[str] = set()
         self._started = time.monotonic()
         self._journal = {
@@ -402,7 +421,10 @@ class Run(Store):
         """Return a checkpoint for this very run, None when the notebook is run by hand."""
         key = os.environ.get("REPRO_KEY")
         every = float(os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60)
-        return Checkpoint(self._checkpoints / checkpoint_name(key, name), every) if key else None
+        if not key:
+            return None
+        # A state of the GPU's random numbers means nothing to a CPU.
+        return Checkpoint(self._checkpoints / checkpoint_name(key, f"{name} {self.device}"), every)
 
     def part(self, name: str, compute: Callable[[], dict]) -> dict:
         """Return what ``compute`` returns, or what it returned in an earlier try of this very run.

@@ -12,18 +12,17 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from repro import results, sources
 from repro.config import Profile, named
@@ -38,7 +37,7 @@ CAUSES = {
 }
 # Errors whose message is written for users: a traceback would only hide it.
 TELLING = {"BadInput", "MissingData", "FileNotFoundError", "ValueError", "OSError"}
-TELLING |= {"PermissionError", "NotADirectoryError"}
+TELLING |= {"PermissionError", "IsADirectoryError", "NotADirectoryError"}
 _BETWEEN = 60  # seconds between two lines of progress in a log
 
 
@@ -102,7 +101,8 @@ def _missing_data(profile: Profile) -> list:
 def _data_digest(profile: Profile) -> str:
     if profile.source == "world":
         return ""
-    return sources.fingerprint(profile, results.data_root())
+    root = results.data_root()
+    return sources.fingerprint(profile, root) + sources.census(profile, root)
 
 
 @dataclass(frozen=True)
@@ -219,12 +219,11 @@ class Pipeline:
         journal = self.folder / "artifacts" / "journal" / f"{step}.json"
         names = [f"notebooks/{step}.ipynb", f"html/{step}.html"]
         names += ["README.md", "index.html", "manifest.json"]
-        for record in (self.stamp_path(step), journal):
-            if record.exists():
-                names += _read(record)["outputs"]
-                record.unlink()
-        for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+        records = [r for r in (self.stamp_path(step), journal) if r.exists()]
+        names += [name for record in records for name in _read(record)["outputs"]]
+        # The records go last: they tell a next try what there is to remove.
+        for path in (*(self.folder / name for name in names), *records):
+            path.unlink(missing_ok=True)
 
     def execute(self, step: str, afresh: bool = False) -> dict:
         """Execute one notebook, publish it, and return its stamp.
@@ -465,7 +464,7 @@ def run(
             raise Refused(f"{', '.join(pipeline.full)} are for --full, or --only with a number")
         for step in chosen:
             check_parameters(pipeline.source(step))
-    except (Refused, ValueError) as error:
+    except (Refused, ValueError, OSError) as error:
         print(f"Cannot start: {error}")
         return REFUSED
 
@@ -481,8 +480,8 @@ def run(
         _print_plan(part, plan)
     if missing:
         _print_missing(missing)
-        folder = f" --data {results.data_root()}"
-        print(f"\nWhat can be downloaded:  ./run_all.sh fetch {settings.name}{folder}")
+        where = f"{profile.partition('+')[0]} --data {_folder()}"
+        print(f"\nWhat can be downloaded:  ./run_all.sh fetch {where}")
     if list_only:
         return DONE
     if missing:
@@ -500,7 +499,7 @@ def run(
 
     command = _command(pipeline, full or chosen[-1] in pipeline.full)
     try:
-        with _alone(root / profile.partition("+")[0] / "artifacts"), _stoppable():
+        with _alone(root / profile.partition("+")[0] / "artifacts"), stoppable():
             return _run_all(pipeline, work, root, command, force)
     except Refused as error:
         print(f"Cannot start: {error}")
@@ -513,24 +512,21 @@ def run(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keep every other run out of a profile's results, its companions' included."""
-    lock = FileLock(folder / "lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        what = f"another run is at work in {folder.parent}"
-        raise Refused(f"{what}: wait until it has ended, or stop it") from None
-    except OSError as error:
-        raise Refused(f"{folder.parent} cannot be written: {error}") from error
-    try:
+    what = f"another run is at work in {folder.parent}: wait until it has ended, or stop it"
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(results.alone(folder / "lock", what))
+        except BlockingIOError as error:
+            raise Refused(error) from error
+        except OSError as error:
+            raise Refused(f"{folder.parent} cannot be written: {error}") from error
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let SIGTERM end a run as Ctrl-C does, its kernel with it."""
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM end what is under way as Ctrl-C does, a kernel with it."""
 
     def stop(*_):
         raise KeyboardInterrupt
@@ -568,8 +564,12 @@ def _command(pipeline: Pipeline, full: bool) -> str:
     if pipeline.device != "auto":
         command += f" --device {pipeline.device}"
     if pipeline.profile.source != "world":
-        command += f" --data {results.data_root()}"
+        command += f" --data {_folder()}"
     return command
+
+
+def _folder() -> str:
+    return shlex.quote(str(results.data_root()))
 
 
 def _run_steps(pipeline: Pipeline, plan: dict[str, str | None], force: bool, command: str) -> int:
@@ -592,6 +592,9 @@ def _run_steps(pipeline: Pipeline, plan: dict[str, str | None], force: bool, com
             log = pipeline.folder / "artifacts" / "logs" / f"{step}.log"
             print(f"\nFAILED: the kernel of {title} died, perhaps for want of memory. See {log}")
             print(f"What is finished is kept. To go on:  {command}")
+            return FAILED
+        except OSError as error:  # a full disk, as a rule
+            print(f"\nFAILED: {title}: {error}\nWhat is finished is kept. To go on:  {command}")
             return FAILED
         except KeyboardInterrupt:
             print(f"\nInterrupted in {title}. What is finished is kept. To go on:  {command}")

@@ -7,6 +7,7 @@ downloaded by; :mod:`repro.fetch` puts there what can be downloaded.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def missing(profile: Profile, root: Path | str) -> list[Source]:
 
 
 def fingerprint(profile: Profile, root: Path | str) -> str:
-    """Return a short digest of the inputs' content.
+    """Return a short digest of the inputs' content, by which people compare what they have.
 
     Of a file up to 64 MiB all of it, of a larger one its size and 1,024 blocks spread over it; of
     a tree of tracks the names and sizes in one in 26 of its folders and 32 of the files. Dates
@@ -143,3 +144,15 @@ def fingerprint(profile: Profile, root: Path | str) -> str:
                     file.seek(start)
                     digest.update(file.read(block))
     return digest.hexdigest()[:16]
+
+
+def census(profile: Profile, root: Path | str) -> str:
+    """Return a digest of the names and sizes of all tracks, so that not one changes unseen."""
+    digest = hashlib.sha256()
+    for source in required(profile, root):
+        if source.path.is_dir():
+            for folder in sorted(source.path.glob("?/?/?")):
+                with os.scandir(folder) as files:  # a million files: twice as fast as glob
+                    found = sorted(f"{file.name} {file.stat().st_size}\n" for file in files)
+                digest.update("".join(found).encode())
+    return digest.hexdigest()

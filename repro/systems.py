@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
@@ -342,11 +342,12 @@ class Tagged:
     tags: sp.csr_matrix
     profile: Profile
     device: str = "cpu"
+    checkpoint: Callable | None = None  # Run.checkpoint, for trials that take hours
 
     def rows(self, chosen: np.ndarray) -> Tagged:
         """Return some of the songs."""
-        parts = (x[chosen] for x in (self.histograms, self.counts, self.tags))
-        return Tagged(*parts, self.profile, self.device)
+        parts = {name: getattr(self, name)[chosen] for name in ("histograms", "counts", "tags")}
+        return replace(self, **parts)
 
 
 def train_network(taught: Tagged, **settings):
@@ -356,6 +357,8 @@ def train_network(taught: Tagged, **settings):
 
 
 def _network(taught: Tagged, **settings) -> Callable[[Tagged], np.ndarray]:
+    if taught.checkpoint is not None:
+        settings = settings | {"checkpoint": taught.checkpoint(f"trial {settings}")}
     net, _ = train_network(taught, **settings)
     return lambda songs: tagging.predict(net, songs.histograms)
 

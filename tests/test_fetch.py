@@ -1,5 +1,6 @@
 """Downloads from a server on loopback that is slow, lies, breaks off or sends one elsewhere."""
 
+import errno
 import hashlib
 import io
 import json
@@ -91,7 +92,8 @@ def get(source, server, **options):
 
 def left(source):
     """Return the names of all files in the folder."""
-    return sorted(path.name for path in source.path.parent.rglob("*") if path.is_file())
+    names = {path.name for path in source.path.parent.rglob("*") if path.is_file()}
+    return sorted(names - {".fetching.lock"})
 
 
 def test_a_file_comes_whole_and_is_noted(server, wanted):
@@ -279,19 +281,71 @@ def test_a_tree_is_unpacked_in_its_place_and_nowhere_else(server, tree):
     here = tree.path.parent
     made = sorted(p.relative_to(here).as_posix() for p in here.rglob("*") if p.is_file())
     inside = [ONE, ONE.replace("538", "539"), TWO]
-    assert made == [f"MillionSongSubset/{name}" for name in inside] + [fetch.NOTES]
+    whole = [".fetching.lock", *(f"MillionSongSubset/{name}" for name in inside), fetch.NOTES]
+    assert made == whole
     assert not list(here.parent.glob("escaped*"))
 
 
-@pytest.mark.parametrize("fault", ["cut", "without tracks"])
+@pytest.mark.parametrize("fault", ["cut", "without tracks", "a wrong checksum"])
 @pytest.mark.fault("an archive that is broken", "stops and removes it; nothing is left")
 def test_a_broken_archive_leaves_nothing(server, tree, fault):
     whole = packed({f"MillionSongSubset/{ONE}": track(), "x": bytes(range(256)) * 400})
-    good = {"cut": whole[: len(whole) - 200], "without tracks": packed({"README": b"hello"})}
-    server.answers["/subset.tar.gz"] = good[fault]
+    given = {"cut": whole[: len(whole) - 200], "without tracks": packed({"README": b"hello"})}
+    given["a wrong checksum"] = whole[:-8] + bytes(8)
+    server.answers["/subset.tar.gz"] = given[fault]
     with pytest.raises(fetch.FetchError, match=r"subset\.tar\.gz"):
         get(tree, server, tries=1)
     assert left(tree) in ([], [fetch.NOTES])
+
+
+def test_a_full_disk_keeps_the_archive(server, tree, monkeypatch):
+    server.answers["/subset.tar.gz"] = packed({f"MillionSongSubset/{ONE}": track()})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(fetch.shutil, "copyfileobj", full)
+        get(tree, server)
+    assert left(tree) == [fetch.NOTES, "subset.tar.gz"]
+    server.asked.clear()
+    assert get(tree, server) and not server.asked and left(tree) == [ONE[6:], fetch.NOTES]
+
+
+@pytest.mark.fault("a damaged member of a zip file, its digest unknown", "stops; nothing is left")
+def test_a_damaged_member_is_found(server, wanted):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train_triplets.txt", "".join(f"{i}\tSO{i}\t1\n" for i in range(5000)))
+    content = bytearray(file.getvalue())
+    content[len(content) // 2] ^= 255
+    server.answers["/tags.zip"] = bytes(content)
+    with pytest.raises(fetch.FetchError, match=r"tags\.zip could not be had"):
+        get(replace(wanted, digest=""), server, tries=1)
+    assert left(wanted) == []
+
+
+@pytest.mark.fault("a second download into the same folder", "refused in one line")
+def test_two_downloads_do_not_meet(server, wanted):
+    def meanwhile(handler):
+        with pytest.raises(BlockingIOError, match="another download is at work in"):
+            get(wanted, server)
+        handler.give(GOOD)
+
+    server.answers["/tags.zip"] = meanwhile
+    assert get(wanted, server) and wanted.path.read_bytes() == GOOD
+
+
+@pytest.mark.fault("a file that is there but is not the one that was meant", "said; it stays")
+def test_a_file_that_is_there_is_compared(server, wanted):
+    server.answers["/tags.zip"] = GOOD
+    unknown = replace(wanted, digest="")
+    get(unknown, server)
+    wanted.path.write_bytes(GOOD + b"x")
+    for source, kind in (wanted, "md5"), (unknown, "sha256"):
+        with pytest.raises(fetch.FetchError, match=f"expected {kind} .* take it away"):
+            get(source, server)
+    assert wanted.path.exists()
 
 
 # --- the command

@@ -18,7 +18,7 @@ COMMAND = [sys.executable, "-W", "ignore", "-m", "repro", "--profile", "smoke"]
 
 
 def start(root, log):
-    environment = os.environ | {"REPRO_RESULTS": str(root)}
+    environment = os.environ | {"REPRO_RESULTS": str(root), "REPRO_CHECKPOINT_SECONDS": "0"}
     return subprocess.Popen(COMMAND, env=environment, cwd=results.ROOT, stdout=log, stderr=log)
 
 
@@ -69,7 +69,6 @@ def judge(whole_run, root, kills, seed):
     return hit
 
 
-@pytest.mark.long
 @pytest.mark.fault(
     "SIGKILL, SIGTERM or Ctrl-C at a random moment, again and again",
     "the same command goes on to an undisturbed run's results, to the bit; nothing partial",

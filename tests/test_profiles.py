@@ -74,5 +74,6 @@ def test_a_whole_run_on_files_in_its_form(name, tmp_path):
     assert len(made["notebooks"]) == 6
     table = pd.read_csv(tmp_path / "results" / name / "tables" / "out_of_matrix.csv", index_col=0)
     print(table)
-    ndcg = table["NDCG"].str.split().str[0].astype(float)
-    assert ndcg["CF + deep"] > 1.2 * ndcg["random"]
+    recall = pd.to_numeric(table["R@40"].str.split().str[0], errors="coerce")  # some "not run"
+    assert recall["CF + deep"] > 1.1 * recall["random"]
+    assert "synthetic data" in (tmp_path / "results" / name / "README.md").read_text()

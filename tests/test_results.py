@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 
 from repro import config, report
-from repro.results import Checkpoint, Run, atomic, digest, write_json
+from repro.results import Checkpoint, Run, alone, atomic, digest, write_json
 
 AWKWARD = "A$AP | <b>Ke$ha</b> & Æ"
 
@@ -308,10 +308,25 @@ def test_a_checkpoint_is_of_one_run_and_due_in_time(run, monkeypatch, tmp_path):
     assert np.array_equal(found["x"], state["x"]) and found["history"] == "[1, 2]"
     assert (found["words"] != state["words"]).nnz == 0
     assert run.checkpoint("other").load() is None
+    run.device = "cuda"
+    assert run.checkpoint("fit").load() is None
+    run.device = "cpu"
     monkeypatch.setenv("REPRO_KEY", "b" * 64)
     assert run.checkpoint("fit").load() is None
     monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "60")
     run.checkpoint("fit").save(lambda: pytest.fail("too soon"))
+
+
+@pytest.mark.fault("a notebook opened by hand while a run is at work", "refused in one line")
+def test_a_notebook_by_hand_keeps_out_of_a_run(run, monkeypatch):
+    with alone(run.artifacts / "lock", "busy"):
+        for profile in ("smoke", "smoke+seed1"):
+            with pytest.raises(BlockingIOError, match=r"a run is at work in .*smoke: wait"):
+                Run("01_toy", profile, "cpu")
+        monkeypatch.setenv("REPRO_KEY", "a" * 64)
+        Run("01_toy", "smoke", "cpu")  # the run's own
+    monkeypatch.delenv("REPRO_KEY")
+    Run("01_toy", "smoke", "cpu")
 
 
 @pytest.mark.fault("a checkpoint that is broken", "from the beginning")

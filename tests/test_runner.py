@@ -1,5 +1,6 @@
 """The runner skips only what is up to date, and leaves nothing that looks finished but is not."""
 
+import errno
 import json
 import os
 import signal
@@ -350,7 +351,24 @@ def test_missing_data_is_described_and_stops_all(project, monkeypatch, capsys):
     told = capsys.readouterr().out
     for part in ("plays.txt", "counts", "/data", "example.org", "1 MB", "research", "ask"):
         assert part in told
-    assert "./run_all.sh fetch smoke" in told
+    assert "./run_all.sh fetch smoke --data" in told
+    monkeypatch.setenv("REPRO_DATA", "/my data")
+    assert project.run("smoke+seed1") == (REFUSED, [])
+    assert "./run_all.sh fetch smoke --data '/my data'" in capsys.readouterr().out
+
+
+@pytest.mark.fault("the disk is full while a page is written", "one line; what is finished is kept")
+def test_a_full_disk_between_two_cells_is_one_line(project, monkeypatch, capsys):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write_json", full)
+        assert project.run(only="01") == (FAILED, ["01"])
+    told = capsys.readouterr().out
+    assert "\nFAILED: smoke 01_first: [Errno 28] No space left on device" in told
+    assert "To go on:  ./run_all.sh --profile smoke --device cpu" in told
+    assert project.plan()["01"] == "new" and project.run() == (DONE, ["01", "02", "03"])
 
 
 @pytest.mark.fault("an unknown profile", "refused in one line, with those there are")
