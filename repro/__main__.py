@@ -103,7 +103,7 @@ def fetch_data(arguments: list[str]) -> int:
             print(f"{name}: {'there' if there else f'{source.size}, {source.licence}'}", flush=True)
             with runner.stoppable():
                 fetch.fetch(source, mirror=given.mirror)
-        except (fetch.FetchError, OSError) as error:
+        except (fetch.FetchError, OSError, ValueError) as error:
             print(error)
             status = runner.FAILED
         except KeyboardInterrupt:
