@@ -268,17 +268,20 @@ def same_for_all(item_scores, n_users: int):
 def bootstrap(per_user: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
     """Return mean and 95% percentile interval of each column over resampled users.
 
-    Give the difference of two systems' frames for a paired interval.
+    Give the difference of two systems' frames for a paired interval. Rows of the same index, one
+    user in several draws of the data, are drawn together: they are not independent.
 
     Returns
     -------
     DataFrame, indexed by column: ``mean``, ``low``, ``high``.
     """
     rng = np.random.default_rng(seed)
-    values = per_user.to_numpy()
-    n = len(values)
-    means = np.stack(
-        [np.bincount(rng.integers(n, size=n), minlength=n) @ values / n for _ in range(resamples)]
-    )
+    sums = per_user.groupby(level=0).sum().to_numpy()
+    rows = per_user.groupby(level=0).size().to_numpy()
+    n, means = len(sums), []
+    for _ in range(resamples):
+        times = np.bincount(rng.integers(n, size=n), minlength=n)
+        means.append(times @ sums / (times @ rows))
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return pd.DataFrame({"mean": values.mean(0), "low": low, "high": high}, index=per_user.columns)
+    mean = per_user.to_numpy().mean(0)
+    return pd.DataFrame({"mean": mean, "low": low, "high": high}, index=per_user.columns)

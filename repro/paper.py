@@ -69,6 +69,7 @@ CLAIMS = [
     Claim("DEN in-matrix", "CF + deep", "WMF", "ndcg", equal=True),
     Claim("SPR in-matrix", "CF + deep", "WMF", "recall@40"),
     Claim("SPR in-matrix", "CF + deep", "WMF", "ndcg"),
+    Claim("SPR in-matrix", "CF + deep", "CF + shallow", "recall@40"),
     Claim("out-of-matrix", "CF + deep", "CF + shallow", "recall@40"),
     Claim("out-of-matrix", "CF + deep", "CF + shallow", "ndcg"),
     Claim("out-of-matrix", "CTPF", "CF + shallow", "recall@120"),

@@ -13,6 +13,7 @@ _PALETTE = sns.color_palette("colorblind")
 COLOURS = {
     "CF + deep": _PALETTE[0],
     "CF + shallow": _PALETTE[1],
+    "WMF + bias": "0.35",
     "WMF": _PALETTE[2],
     "CTR": _PALETTE[3],
     "regression": _PALETTE[4],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from io import StringIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +29,8 @@ class Study:
     taught: Tagged
     watched: Tagged
     judged: Tagged
+    _searches: list = field(default_factory=list)  # of the point that is being computed
+    _trials: list = field(default_factory=list)
 
     @classmethod
     def load(cls, run) -> Study:
@@ -45,12 +48,15 @@ class Study:
         """Choose settings on veiled songs, fit with all, and judge on the cold songs."""
         veiled, plays = split.veil(self.den.veiled)
         plays += self.den.validation[:, self.den.veiled]
-        best, _ = tuning.search(system, veiled, plays, cold=True)
+        best, tried = tuning.search(system, veiled, plays, cold=True)
+        self._searches.append(tried.assign(judged="veiled songs"))
         model = SYSTEMS[system].fit(split, **best)
         return metrics.validator(self.den.cold, None)(model.theta, model.cold)
 
     def _search(self, system: str, split: Split) -> dict:
-        return tuning.search(system, split, self.den.validation, split.train)[0]
+        best, tried = tuning.search(system, split, self.den.validation, split.train)
+        self._searches.append(tried.assign(judged="validation pairs"))
+        return best
 
     def _pairs(self, model: Fitted) -> dict:
         exclude = self.split.train + self.den.validation
@@ -61,7 +67,24 @@ class Study:
         return replace(self.split, content=content, cold=of_cold)
 
     def _kept(self, row: dict, compute: Callable[[], dict]) -> dict:
-        return row | self.run.trial(f"{row}", compute)
+        """Return a point's row with what ``compute`` finds, and keep the trials of its searches."""
+
+        def whole():
+            self._searches.clear()
+            found = compute()
+            tried = pd.concat(self._searches) if self._searches else pd.DataFrame()
+            return found | {"trials": tried.to_json(orient="records", double_precision=15)}
+
+        point = ", ".join(f"{name} {value}" for name, value in row.items())
+        kept = self.run.trial(f"{row}", whole)
+        trials = pd.read_json(StringIO(kept.pop("trials")), orient="records")
+        self._trials.append(trials.assign(point=point))
+        return row | kept
+
+    def trials(self) -> pd.DataFrame:
+        """Return every trial of every search so far, and the point of a study that it was for."""
+        found = pd.concat([t for t in self._trials if len(t)], ignore_index=True)
+        return found.set_index("point").reset_index()
 
     # --- the tag network
 
@@ -81,7 +104,11 @@ class Study:
 
         def compute():
             nets = [train_network(self.taught, learning_rate=rate, **settings)[0] for rate in rates]
-            best = int(np.argmax([judge(net, self.watched)["AROC"] for net in nets]))
+            heard = [float(judge(net, self.watched)["AROC"]) for net in nets]
+            tried = {"system": "NNet", "settings": [f"learning_rate={r:g}" for r in rates]}
+            tried |= {"aroc": heard, "judged": "watching tracks"}
+            self._searches.append(pd.DataFrame(tried))
+            best = int(np.argmax(heard))
             scores = judge(nets[best], self.judged)
             h = [
                 tagging.hidden_layer(nets[best], x, layer)
@@ -114,9 +141,13 @@ class Study:
                 profile.seed,
                 profile.standardise_frames,
             )
+            sets = den.item_tracks, den.cold_tracks, tags.tracks[self.teach.rows]
+            # All tracks of notebook 2 in its order, where the frames kept of a track are drawn.
+            every = np.concatenate([*sets[:2], self.run.load("spr").item_tracks, tags.tracks])
+            ids = np.unique(every[every != ""])
+            counts = vq.histograms(read, ids, book, **quantisation)
             items, cold, taught = (
-                vq.l1_normalise(vq.histograms(read, ids, book, **quantisation))
-                for ids in (den.item_tracks, den.cold_tracks, tags.tracks[self.teach.rows])
+                vq.l1_normalise(vq.rows_of(ids, wanted, counts)) for wanted in sets
             )
             songs = replace(self.taught, histograms=taught)
             net, _ = train_network(songs, learning_rate=self.teach.learning_rate)
@@ -152,27 +183,39 @@ class Study:
         return self._kept({"K": factors}, compute)
 
     def prior(self, system: str, lambda_beta) -> pd.DataFrame:
-        """Fit with one ``lambda_beta`` after the other, everything else as chosen in-matrix."""
-        kind = system.removeprefix("CF + ") if system in OURS else None
-        best = self.run.trial(f"chosen: {system}", lambda: self._search(system, self.split))
-        rows = []
-        for ridge in lambda_beta:
+        """Fit with one ``lambda_beta`` after the other, everything else as chosen in-matrix.
 
-            def compute(ridge=ridge):
-                features = None if kind is None else self.split.content[kind]
+        The ridge on W, lambda_beta lambda_w, is held, or content would go with the factors that it
+        explains. Each fit sets out from the one before: alternating steps move the slower the
+        stronger the prior is, and from W = 0 a very strong one would hold all songs where they are.
+        """
+        kind = system.removeprefix("CF + ") if system in OURS else None
+        features = None if kind is None else self.split.content[kind]
+        usual = self.run.profile.ridges("DEN")["lambda_beta"]
+
+        def compute():
+            best, model, found = self._search(system, self.split), None, {}
+            for ridge in map(float, lambda_beta):
+                settings = best | {"lambda_beta": ridge}
+                if kind is not None:
+                    settings["lambda_w"] *= usual / ridge
+                before = None if model is None else _SetOut(model)
                 model = self.split.fit_wmf(
-                    self.split.surplus(), features, **best, lambda_beta=float(ridge)
+                    self.split.surplus(), features, **settings, checkpoint=before
                 )
-                found = {"in-matrix": self._pairs(model)["ndcg"]}
+                found[f"{ridge:g}, in-matrix"] = self._pairs(model)["ndcg"]
                 if kind is not None:
                     cold = wmf.cold_factors(self.split.cold[kind], model.w)
-                    found["out-of-matrix"] = metrics.validator(self.den.cold, None)(
-                        model.theta, cold
-                    )["ndcg"]
-                return found
+                    judge = metrics.validator(self.den.cold, None)
+                    found[f"{ridge:g}, out-of-matrix"] = judge(model.theta, cold)["ndcg"]
+            return found
 
-            rows.append(self._kept({"system": system, "lambda_beta": float(ridge)}, compute))
-        return pd.DataFrame(rows)
+        found = self._kept({"system": system}, compute)
+        where = ("in-matrix",) if kind is None else ("in-matrix", "out-of-matrix")
+        return pd.DataFrame(
+            {"system": system, "lambda_beta": ridge, **{w: found[f"{ridge:g}, {w}"] for w in where}}
+            for ridge in lambda_beta
+        )
 
     def thinned(self, systems, share: float, draws: int) -> pd.DataFrame:
         """Fit with a ``share`` of the training plays, settings searched on the first draw."""
@@ -191,6 +234,20 @@ class Study:
                 rows.append(self._kept(row, compute))
                 settings = {name: rows[-1][name] for name in SYSTEMS[system].space}
         return pd.DataFrame(rows)
+
+
+class _SetOut:
+    """A fitted model as the state that another fit goes on from."""
+
+    def __init__(self, model: wmf.Factors):
+        self._state = {"sweep": 0, "history": "[]", "theta": model.theta, "beta": model.beta}
+        self._state |= {} if model.w is None else {"w": model.w}
+
+    def load(self) -> dict:
+        return self._state
+
+    def save(self, state) -> None:
+        pass
 
 
 def _beside(shallow: dict, deep: dict) -> dict:

@@ -190,6 +190,13 @@ def _wmf(split: Split, lambda_theta: float, counts: str = "binary", alpha=None) 
     return Fitted(model.theta, model.beta)
 
 
+def _wmf_with_bias(split: Split, lambda_theta: float) -> Fitted:
+    """What CF has beside content: the mean song, unpenalised, as every song's prior."""
+    nothing = np.zeros((split.train.shape[1], 1), np.float32)
+    model = split.fit_wmf(split.surplus(), nothing, lambda_theta=lambda_theta, bias=True)
+    return Fitted(model.theta, model.beta)
+
+
 def _pmf(split: Split, **settings) -> Fitted:
     model = poisson.pmf(
         split.played, factors=split.profile.factors, seed=split.profile.seed, **settings
@@ -296,6 +303,7 @@ SYSTEMS: dict[str, System] = {
         for name, kind in _KINDS.items()
     },
     "WMF": System("Hu, Koren, Volinsky 2008", _wmf, {"lambda_theta": _RIDGE}),
+    "WMF + bias": System("ours: CF without content", _wmf_with_bias, {"lambda_theta": _RIDGE}),
     "WMF, log of counts": System(
         "Hu, Koren, Volinsky 2008, eq. (6)",
         partial(_wmf, counts="log"),
@@ -313,7 +321,7 @@ SYSTEMS: dict[str, System] = {
     "CTR": System(
         "Wang, Blei 2011",
         _ctr,
-        {"lambda_theta": Between(10.0, 1e5, 0.01), "lambda_beta": Between(0.1, 1e4, 100.0)},
+        {"lambda_theta": Between(10.0, 1e6, 0.01), "lambda_beta": Between(0.01, 1e4, 100.0)},
         cold=True,
     ),
     **_regressions(),
@@ -325,7 +333,7 @@ SYSTEMS: dict[str, System] = {
             cold=True,
         )
         # Wide enough for entries of a thousandth and of one.
-        for kind, lambda_w in (("shallow", Between(1e-3, 1e3)), ("deep", Between(1.0, 1e6)))
+        for kind, lambda_w in (("shallow", Between(1e-3, 1e3)), ("deep", Between(1.0, 1e7)))
     },
 }
 

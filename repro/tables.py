@@ -89,15 +89,15 @@ def verdicts(
 
     A claim holds when the whole 95% interval over users is above zero or, for a claim of equality,
     within ``equal_within`` of it, and so is the mean of every draw. It is then *reproduced* on the
-    paper's own data and shows the *same ordering* on other data. Where interval and draws are all
-    on the other side it is *not reproduced*, and between the two it is *not settled*. A claim
-    about a system that we have not run is *not comparable*.
+    paper's own data and shows the *same ordering*, or is *equal here too*, on other data. Where
+    interval and draws are all on the other side it is *not reproduced*, and between the two it is
+    *not settled*. A claim about a system that we have not run is *not comparable*.
 
     Parameters
     ----------
     draws : list of dict
         One for each draw (seed): setting to our systems' per-user metrics by name. A setting is a
-        key of :data:`repro.paper.PRINTED`, alone or with a comma and more behind it. The users of
+        key of :data:`repro.paper.PRINTED`, alone or with a comma and more behind it. The rows of
         all draws count alike.
     same_data : bool
         Whether the data are the paper's own.
@@ -132,7 +132,8 @@ def verdicts(
             fails = fails or high < -equal_within
         else:
             holds, fails = (seen > 0).all(), (seen < 0).all()
-        held = "reproduced" if same_data else "same ordering"
+        alike = "equal here too" if claim.equal else "same ordering"
+        held = "reproduced" if same_data else alike
         row["ours"] = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
         row["verdict"] = held if holds else "not reproduced" if fails else "not settled"
         if len(draws) > 1:
@@ -142,7 +143,11 @@ def verdicts(
 
 
 def over_draws(
-    draws: list[dict], than: str | None = None, resamples: int = 1000, seed: int = 0
+    draws: list[dict],
+    than: str | None = None,
+    printed: pd.DataFrame | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Return mean and standard deviation of every metric over draws (seeds), one row a system.
 
@@ -153,6 +158,8 @@ def over_draws(
     than : str, optional
         A system; adds the NDCG less its own, paired: the mean with its 95% interval over the users
         of all draws, and the least and greatest mean of a draw.
+    printed : DataFrame, optional
+        The paper's means by system, which follow ours on rows of their own.
     """
     rows = {}
     if than is not None:
@@ -171,7 +178,20 @@ def over_draws(
             written = f"{stats['mean']:+.4f} [{stats['low']:+.4f}, {stats['high']:+.4f}]"
             rows[system][f"NDCG less {than}"] = written
             rows[system]["draws"] = f"{seen.min():+.4f} to {seen.max():+.4f}"
+    for system in [] if printed is None else printed.index:
+        rows[f"paper: {system}"] = {_name(c): f"{v:.4f}" for c, v in printed.loc[system].items()}
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("system")
+
+
+def each_draw(draws: list[dict], seeds: list[int]) -> pd.DataFrame:
+    """Return every mean that :func:`over_draws` averages: one row a system, draw and metric."""
+    rows = [
+        {"system": system, "seed": seed, "metric": _name(column), "mean": mean}
+        for draw, seed in zip(draws, seeds, strict=True)
+        for system, frame in draw.items()
+        for column, mean in frame.mean().items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def headline(systems: dict, metric: str, chance: float, resamples: int, seed: int) -> pd.DataFrame:

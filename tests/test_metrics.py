@@ -271,6 +271,18 @@ def test_bootstrap_covers_the_truth_nineteen_times_in_twenty():
     assert 0.88 < covered / 200 < 0.99
 
 
+def test_a_user_of_two_draws_is_no_two_users():
+    frame = pd.DataFrame({"a": np.random.default_rng(3).random(60)})
+    once, twice = (
+        metrics.bootstrap(frame, 200, 0),
+        metrics.bootstrap(pd.concat([frame] * 2), 200, 0),
+    )
+    assert np.allclose(once, twice)
+    others = pd.concat([frame, frame.set_axis(np.arange(60, 120))])
+    apart = metrics.bootstrap(others, 200, 0).loc["a"]
+    assert apart["high"] - apart["low"] < 0.9 * (once["high"] - once["low"])["a"]
+
+
 def test_bootstrap_is_deterministic_from_its_seed():
     frame = pd.DataFrame({"a": np.random.default_rng(0).random(50)})
     one, same, other = (metrics.bootstrap(frame, 20, seed) for seed in (1, 1, 2))

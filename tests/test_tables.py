@@ -98,8 +98,8 @@ def test_verdict_on_one_system_beating_another(gain, ours, other):
 @pytest.mark.parametrize(
     ("gain", "verdict"),
     [
-        (NOISE / 100, "same ordering"),
-        (0.003 + NOISE / 100, "same ordering"),  # a difference, but a small one
+        (NOISE / 100, "equal here too"),
+        (0.003 + NOISE / 100, "equal here too"),  # a difference, but a small one
         (0.0045 + NOISE / 100, "not settled"),
         (-0.0045 + NOISE / 100, "not settled"),
         (NOISE, "not settled"),  # too uncertain to call equal
@@ -359,6 +359,12 @@ def test_draws_are_averaged_and_differences_paired():
     assert table.loc["CTR", "NDCG less WMF"] == "+0.1000 [+0.1000, +0.1000]"
     assert table.loc["CTR", "draws"] == "+0.1000 to +0.1000"
     assert table.loc["WMF", "NDCG less WMF"] == ""
+    printed = pd.DataFrame({"ndcg": [0.5]}, index=["PMF"])
+    table = tables.over_draws([draw(0.1), draw(0.3)], "WMF", printed)
+    assert table.loc["paper: PMF"].to_dict() | {"NDCG": ""} == dict.fromkeys(table, "")
+    assert table.loc["paper: PMF", "NDCG"] == "0.5000"
+    each = tables.each_draw([draw(0.1), draw(0.3)], [7, 8]).set_index(["system", "seed", "metric"])
+    assert each.loc[("CTR", 8, "NDCG"), "mean"] == pytest.approx(0.4) and len(each) == 8
 
 
 def test_packed_metrics_come_back(systems, tmp_path, monkeypatch):
