@@ -43,19 +43,24 @@ def write(pipeline, renew: bool) -> None:
                 file.write(content.encode())
 
 
-def show(folder: Path) -> None:
+def show(pipeline) -> None:
     """Print where the report is, and the headline table."""
-    print(f"\nReport: {folder / 'index.html'}")
-    headline = folder / "tables" / f"{_top(folder, 'headline')}.md"
+    print(f"\nReport: {pipeline.folder / 'index.html'}")
+    fresh = [step for step in pipeline.steps if pipeline.stamp(step) and not pipeline.stale(step)]
+    top = _top("headline", [pipeline.stamp(step)["journal"] for step in fresh])
+    headline = pipeline.folder / "tables" / f"{top}.md"
     if headline.exists():
         text = re.sub(r"</?\w+>|\*\*", "", headline.read_text("utf-8"))
         print(html.unescape(text).strip())
 
 
-def _top(folder: Path, name: str) -> str:
-    """Return which table stands for ``name`` at the head of the page: that over seeds, if any."""
-    over_seeds = f"seeds_{name}"
-    return over_seeds if (folder / "tables" / f"{over_seeds}.md").exists() else name
+def _top(name: str, journals: list[dict]) -> str:
+    """Return which table stands for ``name`` at the head of the page: that over seeds, if made.
+
+    That it is there is not enough: in a fresh clone it is of other code than what has just run.
+    """
+    made = {shown["name"] for journal in journals for shown in journal["shown"]}
+    return f"seeds_{name}" if f"seeds_{name}" in made else name
 
 
 def manifest(pipeline, stamps: dict[str, dict]) -> dict:
@@ -83,7 +88,8 @@ def page(folder: Path, made: dict, journals: dict[str, dict], stale: list[str]) 
         lines += [SYNTHETIC, ""]
     if stale:
         lines += [f"> **Not up to date:** {', '.join(stale)}.", ""]
-    top = [_top(folder, name) for name in TOP_TABLES]
+    fresh = [journal for step, journal in journals.items() if step not in stale]
+    top = [_top(name, fresh) for name in TOP_TABLES]
     for name in top:
         path = folder / "tables" / f"{name}.md"
         lines += [path.read_text("utf-8")] if path.exists() else []

@@ -553,7 +553,7 @@ def _run_all(pipeline: Pipeline, work: list, root: Path, command: str, force: bo
         if status != DONE:
             return status
         report.write(part, renew=any(plan.values()) or bool(renewed))
-    report.show(pipeline.folder)
+    report.show(pipeline)
     return DONE
 
 

@@ -279,6 +279,10 @@ def test_the_page_prefers_the_tables_over_seeds(run):
     assert "Caption of seeds_headline" in head and "Caption of verdicts" in head
     assert "Caption of headline" in section
     assert "Caption of seeds_headline" not in section and "Caption of verdicts" not in section
+    # One that lies there from another run does not count.
+    one = journal(run) | {"shown": [s for s in journal(run)["shown"] if s["name"] == "headline"]}
+    head, _, _ = report.page(run.folder, made, {"01_toy": one}, []).partition("##")
+    assert "Caption of headline" in head and "seeds" not in head
 
 
 def test_a_readme_gets_the_rows_of_its_tables():
