@@ -19,8 +19,8 @@ SYNTHETIC = (
 )
 
 
-def write(pipeline, renew: bool) -> None:
-    """Write ``manifest.json``, ``README.md`` and ``index.html``.
+def write(pipeline, renew: bool) -> str:
+    """Write ``manifest.json``, ``README.md`` and ``index.html``; return the headline table's name.
 
     Parameters
     ----------
@@ -33,7 +33,8 @@ def write(pipeline, renew: bool) -> None:
     made = manifest(pipeline, stamps)
     expected = {*pipeline.ordinary, *stamps}
     stale = [step for step in pipeline.steps if step in expected and pipeline.stale(step)]
-    text = page(folder, made, {s: stamp["journal"] for s, stamp in stamps.items()}, stale)
+    journals = {step: stamp["journal"] for step, stamp in stamps.items()}
+    text = page(folder, made, journals, stale)
     readme, index = folder / "README.md", folder / "index.html"
     # A companion that ran by itself can make a notebook stale that was not among the chosen.
     if renew or not (index.exists() and readme.exists() and readme.read_text("utf-8") == text):
@@ -41,25 +42,25 @@ def write(pipeline, renew: bool) -> None:
         for path, content in {readme: text, index: _html(text, made)}.items():
             with results.atomic(path) as file:
                 file.write(content.encode())
+    return _top("headline", journals, stale)
 
 
-def show(pipeline) -> None:
+def show(folder: Path, headline: str) -> None:
     """Print where the report is, and the headline table."""
-    print(f"\nReport: {pipeline.folder / 'index.html'}")
-    fresh = [step for step in pipeline.steps if pipeline.stamp(step) and not pipeline.stale(step)]
-    top = _top("headline", [pipeline.stamp(step)["journal"] for step in fresh])
-    headline = pipeline.folder / "tables" / f"{top}.md"
-    if headline.exists():
-        text = re.sub(r"</?\w+>|\*\*", "", headline.read_text("utf-8"))
+    print(f"\nReport: {folder / 'index.html'}")
+    table = folder / "tables" / f"{headline}.md"
+    if table.exists():
+        text = re.sub(r"</?\w+>|\*\*", "", table.read_text("utf-8"))
         print(html.unescape(text).strip())
 
 
-def _top(name: str, journals: list[dict]) -> str:
+def _top(name: str, journals: dict[str, dict], stale: list[str]) -> str:
     """Return which table stands for ``name`` at the head of the page: that over seeds, if made.
 
     That it is there is not enough: in a fresh clone it is of other code than what has just run.
     """
-    made = {shown["name"] for journal in journals for shown in journal["shown"]}
+    fresh = [journal for step, journal in journals.items() if step not in stale]
+    made = {shown["name"] for journal in fresh for shown in journal["shown"]}
     return f"seeds_{name}" if f"seeds_{name}" in made else name
 
 
@@ -88,8 +89,7 @@ def page(folder: Path, made: dict, journals: dict[str, dict], stale: list[str]) 
         lines += [SYNTHETIC, ""]
     if stale:
         lines += [f"> **Not up to date:** {', '.join(stale)}.", ""]
-    fresh = [journal for step, journal in journals.items() if step not in stale]
-    top = [_top(name, fresh) for name in TOP_TABLES]
+    top = [_top(name, journals, stale) for name in TOP_TABLES]
     for name in top:
         path = folder / "tables" / f"{name}.md"
         lines += [path.read_text("utf-8")] if path.exists() else []

@@ -552,8 +552,8 @@ def _run_all(pipeline: Pipeline, work: list, root: Path, command: str, force: bo
         status = _run_steps(part, plan, force, command)
         if status != DONE:
             return status
-        report.write(part, renew=any(plan.values()) or bool(renewed))
-    report.show(pipeline)
+        headline = report.write(part, renew=any(plan.values()) or bool(renewed))
+    report.show(pipeline.folder, headline)  # of the last part, which is the pipeline's own
     return DONE
 
 

@@ -55,6 +55,10 @@ def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: i
             for c in columns
         }
         rows[system]["users"] = f"{len(frame):,}"
+    return _with_printed(rows, printed)
+
+
+def _with_printed(rows: dict[str, dict], printed: pd.DataFrame | None) -> pd.DataFrame:
     for system in [] if printed is None else printed.index:
         rows[f"paper: {system}"] = {_name(c): f"{v:.4f}" for c, v in printed.loc[system].items()}
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("system")
@@ -178,9 +182,7 @@ def over_draws(
             written = f"{stats['mean']:+.4f} [{stats['low']:+.4f}, {stats['high']:+.4f}]"
             rows[system][f"NDCG less {than}"] = written
             rows[system]["draws"] = f"{seen.min():+.4f} to {seen.max():+.4f}"
-    for system in [] if printed is None else printed.index:
-        rows[f"paper: {system}"] = {_name(c): f"{v:.4f}" for c, v in printed.loc[system].items()}
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("system")
+    return _with_printed(rows, printed)
 
 
 def each_draw(draws: list[dict], seeds: list[int]) -> pd.DataFrame:

@@ -134,10 +134,9 @@ def in_the_form_of(source, world, folder):
     folder.mkdir()
     if source != "spotify":
         for path in world.iterdir():
-            tree = path.name == "msd" and source == "subset"
-            (folder / ("MillionSongSubset" if tree else path.name)).symlink_to(path)
+            if not (path.name == "msd" and source == "subset"):
+                (folder / path.name).symlink_to(path)
     if source == "subset":
-        (folder / "MillionSongSubset").unlink()
         for i, path in enumerate(sorted(world.glob("msd/?/?/?/*.h5"))):
             copy = folder / "MillionSongSubset" / path.relative_to(world / "msd")
             copy.parent.mkdir(parents=True, exist_ok=True)
