@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from repro import als, wmf
+from repro.kernels import als
+from repro.models import wmf
 
 from . import peers, world
 from .harness import Options, Report, interleave, ratio, spread, times

@@ -26,8 +26,8 @@ def _read(folder):
 
 
 def ours(folder):
-    """``repro.metrics.evaluate``."""
-    from repro import metrics
+    """``repro.evaluation.metrics.evaluate``."""
+    from repro.evaluation import metrics
 
     theta, beta, held, train = _read(folder)
     while True:
@@ -115,7 +115,8 @@ def map_at(k: int, ranks, held) -> float:
 
 def run(options: Options, report: Report) -> None:
     """Measure; see the module."""
-    from repro import splits, wmf
+    from repro.data import splits
+    from repro.models import wmf
 
     if options.small:
         plays = world.tiny().plays

@@ -314,7 +314,7 @@ def lines(panels: list[dict], labels: list[str], along: str):
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    from repro import plots
+    from repro.evaluation import plots
 
     plots.style()
     size = (max(5.6, 3.8 * len(panels)), 3.9)

@@ -14,7 +14,9 @@ from .harness import Options, Report, Worker, say
 
 def stages(fraction, factors, sweeps, width):
     """Go through all stages, one dict each."""
-    from repro import metrics, splits, wmf
+    from repro.data import splits
+    from repro.evaluation import metrics
+    from repro.models import wmf
 
     from . import world
 

@@ -30,7 +30,7 @@ class _Clock:
         if self.surplus is not None:
             import torch
 
-            from repro import wmf
+            from repro.models import wmf
 
             pair = torch.from_numpy(theta), torch.from_numpy(beta)
             self.objectives.append(wmf.objective(self.surplus, *pair, self.ridge, self.ridge))
@@ -45,8 +45,8 @@ class _Clock:
 
 
 def ours(plays, factors, ridge, sweeps=3, keep=True, curve=False, features=None, steps=None):
-    """``repro.wmf``; content-aware with ``features`` (a file), approximate with ``steps``."""
-    from repro import wmf
+    """``repro.models.wmf``; content-aware with ``features`` (a file), approximate with ``steps``."""
+    from repro.models import wmf
 
     surplus = world.load(plays, world.SURPLUS)
     h = None if features is None else np.load(features)

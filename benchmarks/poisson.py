@@ -26,8 +26,8 @@ def words(songs: int, each: int, codewords: int, seed: int = 0) -> sp.csr_matrix
 
 
 def wmf(plays, factors):
-    """Exact sweeps of ``repro.wmf``."""
-    from repro.wmf import fit
+    """Exact sweeps of ``repro.models.wmf``."""
+    from repro.models.wmf import fit
 
     surplus = world.load(plays, world.SURPLUS)
     given = {"factors": factors, "lambda_theta": RIDGE, "lambda_beta": RIDGE}
@@ -39,8 +39,8 @@ def wmf(plays, factors):
 
 
 def pmf(plays, factors):
-    """Passes of ``repro.poisson.pmf``."""
-    from repro import poisson
+    """Passes of ``repro.models.poisson.pmf``."""
+    from repro.models import poisson
 
     counts = world.load(plays)
     while True:
@@ -51,8 +51,8 @@ def pmf(plays, factors):
 
 
 def ctpf(plays, factors, each, codewords):
-    """Passes of ``repro.poisson.ctpf`` over plays and words."""
-    from repro import poisson
+    """Passes of ``repro.models.poisson.ctpf`` over plays and words."""
+    from repro.models import poisson
 
     counts = world.load(plays)
     bags = words(counts.shape[1], each, codewords)

@@ -45,7 +45,7 @@ def write_plays(path: Path, plays, songs: np.ndarray, history: bool) -> None:
 
 def write_tables(root: Path, size) -> int:
     """Write the two tables of ``msd-spotify``, and return the number of plays."""
-    from repro.datasets import DESCRIPTORS
+    from repro.data.prepare import DESCRIPTORS
 
     users, songs, n, *_, tags, _ = size
     plays = world.generate(users, songs, 1, n / users).plays
@@ -105,7 +105,9 @@ def write_msd(root: Path, size) -> int:
 
 def prepare(profile: str, root, small: bool):
     """Do the long part of notebook 1: read, choose DEN, split it."""
-    from repro import config, datasets, splits
+    from repro import config
+    from repro.data import prepare as datasets
+    from repro.data import splits
 
     chosen = config.PROFILES[profile]
     if small:
@@ -131,9 +133,9 @@ def prepare(profile: str, root, small: bool):
 
 def read_tree(tree):
     """Read all frames of a tree of tracks, as notebook 2 does, and count their codewords."""
-    from repro import vq
-    from repro.datasets import Bags
-    from repro.readers import TIMBRE_DIM, timbre
+    from repro.data.prepare import Bags
+    from repro.data.raw import TIMBRE_DIM, timbre
+    from repro.models import vq
 
     tracks = sorted(path.stem for path in Path(tree).glob("?/?/?/*.h5"))
     centres = world.frames(1024)
@@ -161,7 +163,7 @@ def write_tracks(tree: Path, n: int) -> Path:
 
 def run(options: Options, report: Report) -> None:
     """Measure; see the module."""
-    from repro.results import data_root
+    from repro.pipeline.run import data_root
 
     rows = report.tables["preparation"] = []
     sizes = SMALL if options.small else SIZES

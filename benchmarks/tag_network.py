@@ -33,8 +33,8 @@ def operations() -> float:
 
 
 def ours(n, batch=100, device="cpu"):
-    """``repro.tagging.train``, an epoch a turn after the first, which is not counted."""
-    from repro import tagging
+    """``repro.models.tagnet.train``, an epoch a turn after the first, which is not counted."""
+    from repro.models import tagnet as tagging
 
     x, tags = data(n)
     while True:

@@ -13,8 +13,8 @@ LEARNING, PASSES, ALL_FRAMES = 19e6, 3, 750e6  # frames of 25,000 tracks, and of
 
 
 def ours(frames, centres):
-    """``repro.vq``'s assignment."""
-    from repro.vq import Codebook
+    """``repro.models.vq``'s assignment."""
+    from repro.models.vq import Codebook
 
     x, centres = np.load(frames), np.load(centres)
     dims = centres.shape[1]
@@ -53,8 +53,8 @@ def faiss(frames, centres):
 
 
 def learn(frames, codewords):
-    """``repro.vq.learn_codebook``."""
-    from repro.vq import learn_codebook
+    """``repro.models.vq.learn_codebook``."""
+    from repro.models.vq import learn_codebook
 
     x = np.load(frames)
     began = time.perf_counter()
@@ -139,7 +139,7 @@ def run(options: Options, report: Report) -> None:
 
 def ours_code(x, centres):
     """Return the codes of our assignment, in this process."""
-    from repro.vq import Codebook
+    from repro.models.vq import Codebook
 
     ones = np.ones(centres.shape[1], np.float32)
     return np.ravel(Codebook(centres, 0 * ones, ones).assign(x))

@@ -140,6 +140,6 @@ def load(path: Path, value: float = 1.0) -> sp.csr_matrix:
 
 
 def start(users: int, factors: int, seed: int = 0) -> np.ndarray:
-    """Return the user factors that ``repro.wmf.fit`` starts from."""
+    """Return the user factors that ``repro.models.wmf.fit`` starts from."""
     draw = np.random.default_rng(seed).standard_normal((users, factors)) * 0.01
     return draw.astype(np.float32)

@@ -4,8 +4,10 @@ import argparse
 import os
 import sys
 
-from repro import report, results, runner, sources
 from repro.config import PROFILES, VARIANTS
+from repro.data import files as sources
+from repro.pipeline import report, runner
+from repro.pipeline import run as results
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fetch_data(arguments: list[str]) -> int:
     """Download the files of profiles, or some by name, and return the exit status."""
-    from repro import datasets, fetch, readers
+    from repro.data import fetch
+    from repro.data import prepare as datasets
+    from repro.data import raw as readers
 
     real = [name for name, profile in PROFILES.items() if profile.source != "world"]
     parser = argparse.ArgumentParser(

@@ -17,7 +17,7 @@ def _setting(default, source: str):
 
 @dataclass(frozen=True)
 class World:
-    """Size of the synthetic world that :mod:`repro.synthetic` writes in the MSD's formats."""
+    """Size of the synthetic world that :mod:`repro.data.synthetic` writes in the MSD's formats."""
 
     users: int = 12_000
     songs: int = 9_000
@@ -98,7 +98,7 @@ class Profile:
 
     @property
     def quantisation(self) -> dict:
-        """The settings of :func:`repro.vq.histograms`."""
+        """The settings of :func:`repro.models.vq.histograms`."""
         return {
             "frames_per_item": self.frames_per_item,
             "nearest": self.nearest_codewords,
@@ -107,13 +107,13 @@ class Profile:
 
     @property
     def network(self) -> dict:
-        """The settings of :func:`repro.tagging.train`."""
+        """The settings of :func:`repro.models.tagnet.train`."""
         names = "hidden dropout learning_rate batch_size epochs scale_input seed"
         return {name: getattr(self, name) for name in names.split()}
 
     @property
     def factorisation(self) -> dict:
-        """The settings of :func:`repro.wmf.fit` that all models share."""
+        """The settings of :func:`repro.models.wmf.fit` that all models share."""
         return {name: getattr(self, name) for name in ("factors", "sweeps", "bias", "seed")}
 
     def ridges(self, subset: str) -> dict[str, float]:

@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from repro import metrics, tagging, tuning, vq, wmf
+from repro import tuning
+from repro.evaluation import metrics
+from repro.models import tagnet as tagging
+from repro.models import vq, wmf
 from repro.systems import SYSTEMS, Fitted, Split, Tagged, load_split, train_network
 
 OURS = "CF + shallow", "CF + deep"

@@ -18,8 +18,10 @@ import scipy.sparse as sp
 from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.preprocessing import normalize
 
-from repro import metrics, poisson, regression, tagging, vq, wmf
 from repro.config import Profile
+from repro.evaluation import metrics
+from repro.models import poisson, regression, vq, wmf
+from repro.models import tagnet as tagging
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,7 +361,7 @@ class Tagged:
 
 
 def train_network(taught: Tagged, **settings):
-    """Train the profile's tag network, but for ``settings``; see :func:`repro.tagging.train`."""
+    """Train the profile's tag network, but for ``settings``; see :func:`repro.models.tagnet.train`."""
     settings = taught.profile.network | {"device": taught.device} | settings
     return tagging.train(taught.histograms, taught.tags, **settings)
 

@@ -10,12 +10,13 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import qmc
 
-from repro import metrics, tagging
+from repro.evaluation import metrics
+from repro.models import tagnet as tagging
 from repro.systems import SYSTEMS, TAGGERS, Between, Split, Tagged
 
 
 def at_once(name: str, compute: Callable[[], dict]) -> dict:
-    """Run a trial and remember nothing; :meth:`repro.results.Run.trial` can go on where it was."""
+    """Run a trial and remember nothing; :meth:`repro.pipeline.run.Run.trial` can go on where it was."""
     return compute()
 
 

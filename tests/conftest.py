@@ -4,7 +4,7 @@ import matplotlib
 import pytest
 import torch
 
-from repro import runner
+from repro.pipeline import runner
 
 matplotlib.use("agg")
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from repro.results import ROOT
+from repro.pipeline.run import ROOT
 
 
 def test_small_run_agrees(tmp_path):

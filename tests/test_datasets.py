@@ -10,7 +10,10 @@ import polars as pl
 import pytest
 from folders import TRIPLETS, write_msd, write_spotify, write_subset, write_track
 
-from repro import config, datasets, readers, sources
+from repro import config
+from repro.data import files as sources
+from repro.data import prepare as datasets
+from repro.data import raw as readers
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
 genuine = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no genuine samples in {SAMPLES}")

@@ -5,7 +5,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from repro import tagging, wmf
+from repro.models import tagnet as tagging
+from repro.models import wmf
 
 TOLERANCE = 1e-3
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -27,7 +27,10 @@ from folders import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from repro import config, datasets, readers, sources
+from repro import config
+from repro.data import files as sources
+from repro.data import prepare as datasets
+from repro.data import raw as readers
 
 PROFILES = {
     "msd": (replace(config.PAPER, min_songs_per_tag=2), write_msd),

@@ -15,10 +15,11 @@ import h5py
 import pytest
 from folders import write_subset
 
-from repro import fetch, sources
 from repro.__main__ import main
 from repro.config import PROFILES
-from repro.sources import Source
+from repro.data import fetch
+from repro.data import files as sources
+from repro.data.files import Source
 
 
 def zipped(**members):

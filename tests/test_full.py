@@ -5,8 +5,8 @@ import json
 import nbformat
 import pytest
 
-from repro import runner
-from repro.results import ROOT
+from repro.pipeline import runner
+from repro.pipeline.run import ROOT
 
 SUFFIXES = "", "+seed1", "+lenient"
 

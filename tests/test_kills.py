@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import results
+from repro.pipeline import run as results
 
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 COMMAND = [sys.executable, "-W", "ignore", "-m", "repro", "--profile", "smoke"]
@@ -119,7 +119,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from pathlib import Path\n"
-        "from repro.results import atomic\n"
+        "from repro.pipeline.run import atomic\n"
         "with atomic(Path(sys.argv[1])) as file:\n"
         "    file.write(bytes(1_000_000))\n"
     )
@@ -132,7 +132,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
 
 @pytest.mark.fault("results that cannot be written", "refused before any work")
 def test_results_that_cannot_be_written_are_refused(monkeypatch, tmp_path, capsys):
-    from repro import runner
+    from repro.pipeline import runner
 
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")

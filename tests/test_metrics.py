@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro import metrics
+from repro.evaluation import metrics
 
 
 def scored(scores):

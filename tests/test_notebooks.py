@@ -6,8 +6,8 @@ import re
 import nbformat
 import pytest
 
-from repro.results import ROOT
-from repro.runner import check_parameters
+from repro.pipeline.run import ROOT
+from repro.pipeline.runner import check_parameters
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHECKED = "nbval-check-output"

@@ -5,7 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from repro import config, datasets, metrics, splits, synthetic, tagging, vq, wmf
+from repro import config
+from repro.data import prepare as datasets
+from repro.data import splits, synthetic
+from repro.evaluation import metrics
+from repro.models import tagnet as tagging
+from repro.models import vq, wmf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROFILE = config.SMOKE

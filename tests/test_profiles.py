@@ -14,7 +14,10 @@ import pandas as pd
 import pytest
 from folders import in_the_form_of
 
-from repro import config, datasets, results, synthetic
+from repro import config
+from repro.data import prepare as datasets
+from repro.data import synthetic
+from repro.pipeline import run as results
 
 
 @pytest.fixture(scope="module")

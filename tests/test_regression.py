@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from repro import regression
+from repro.models import regression
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 THETA = np.random.default_rng(9).standard_normal((50, 3)).astype(np.float32)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from scipy import sparse
 
-from repro import config, report
-from repro.results import Checkpoint, Run, alone, atomic, digest, write_json
+from repro import config
+from repro.pipeline import report
+from repro.pipeline.run import Checkpoint, Run, alone, atomic, digest, write_json
 
 AWKWARD = "A$AP | <b>Ke$ha</b> & Æ"
 
@@ -204,7 +205,7 @@ def test_a_companion_has_its_own_results_and_its_bases_world(run):
 
 
 def test_companions_are_read_once_they_are_finished(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("repro.results.ROOT", tmp_path)
+    monkeypatch.setattr("repro.pipeline.run.ROOT", tmp_path)
     for name, metadata in {"01_toy": {}, "02_full": {"repro": {"full": True}}}.items():
         write_json(tmp_path / "notebooks" / f"{name}.ipynb", {"metadata": metadata})
     Run("01_toy", "smoke+seed1", "cpu").save("toy", x=7)

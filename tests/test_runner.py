@@ -12,16 +12,18 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from repro import config, results, runner
+from repro import config
 from repro.__main__ import main
-from repro.runner import DONE, FAILED, REFUSED
-from repro.sources import Source
+from repro.data.files import Source
+from repro.pipeline import run as results
+from repro.pipeline import runner
+from repro.pipeline.runner import DONE, FAILED, REFUSED
 
 SET_UP = """
 import sys, time, types
 # Importing the real one would make these toys slow.
 sys.modules["torch"] = types.SimpleNamespace(get_num_threads=lambda: 1)
-from repro.results import Run
+from repro.pipeline.run import Run
 run = Run("{name}", profile, "cpu")
 with open(run.folder.parent.parent / "trace", "a") as trace:
     trace.write("{name}:" + run.profile.name + " ")
@@ -43,7 +45,7 @@ run.save("numbers", x=[run.profile.seed, run.profile.cold_in_pretraining])
 READER = """
 from pathlib import Path
 import pandas as pd
-from repro import results
+from repro.pipeline import run as results
 results.ROOT = Path.cwd().parent  # where the toys are
 found = {name: list(c.load("numbers").x) for name, c in run.companions.items()}
 run.table(pd.DataFrame(found), "seeds_headline", "All draws")
@@ -261,7 +263,7 @@ def test_a_failure_leaves_nothing_that_looks_finished(project, capsys):
 
 @pytest.mark.fault("bad input, met in a notebook", "one line, no traceback")
 def test_bad_input_is_one_line_without_a_traceback(project, capsys):
-    bad = 'from repro.readers import BadInput\nraise BadInput("plays.txt, line 7: expected tabs")'
+    bad = 'from repro.data.raw import BadInput\nraise BadInput("plays.txt, line 7: expected tabs")'
     project.edit("02_second", bad)
     assert project.run() == (FAILED, ["01", "02"])
     told = capsys.readouterr().out

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repro import config, datasets, splits, synthetic
+from repro import config
+from repro.data import prepare as datasets
+from repro.data import splits, synthetic
 
 WORLD = config.World(
     users=300, songs=400, artists=60, styles=6, tags=30, frames_per_song=25, songs_per_user=25.0

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from repro import config, metrics, systems, tagging, tuning
-from repro.results import Run
+from repro import config, systems, tuning
+from repro.evaluation import metrics
+from repro.models import tagnet as tagging
+from repro.pipeline.run import Run
 from repro.systems import SYSTEMS, TAGGERS
 
 PROFILE = replace(config.SMOKE, factors=6, sweeps=4)

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 from matplotlib.colors import to_rgb
 
-from repro import metrics, paper, plots, tables
+from repro.evaluation import metrics, paper, plots, tables
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def test_draws_are_averaged_and_differences_paired():
 
 
 def test_packed_metrics_come_back(systems, tmp_path, monkeypatch):
-    from repro.results import Run
+    from repro.pipeline.run import Run
 
     monkeypatch.setenv("REPRO_RESULTS", str(tmp_path))
     run = Run("test", "smoke")

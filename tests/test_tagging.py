@@ -7,8 +7,8 @@ import scipy.sparse as sp
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from repro import tagging
-from repro.results import Checkpoint
+from repro.models import tagnet as tagging
+from repro.pipeline.run import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"hidden": (30, 20), "batch_size": 16, "epochs": 3}

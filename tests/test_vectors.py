@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from repro import vectors
-from repro.results import ROOT
+from repro.kernels import vectors
+from repro.pipeline.run import ROOT
 
 NARROW = """
 import sys, pytest
@@ -15,7 +15,7 @@ from llvmlite import binding
 features = binding.get_host_cpu_features()
 features.update({name: False for name in features if name.startswith("avx512")})
 binding.get_host_cpu_features = lambda: features
-from repro import vectors
+from repro.kernels import vectors
 assert vectors.LANES == 8
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
 """
@@ -32,7 +32,7 @@ def test_kernels_are_right_with_short_vectors():
 
 
 def test_a_change_of_the_vectors_is_seen_by_the_cache(monkeypatch):
-    from repro import als
+    from repro.kernels import als
 
     def key():
         kernel = als._solve_rows

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from repro import vq
+from repro.models import vq
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
 
-from repro import als, wmf
-from repro.results import Checkpoint
+from repro.kernels import als
+from repro.models import wmf
+from repro.pipeline.run import Checkpoint
 
 ALPHA, EPS = 2.0, 1e-6
 RIDGES = {"lambda_theta": 2.0, "lambda_beta": 5.0}

@@ -27,8 +27,16 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import gammaln, logsumexp, psi
 
-from repro import parallel
-from repro.vectors import LANES, add_rows, aligned, compiled, copy_scaled, dot_column, prefetch
+from repro.kernels import parallel
+from repro.kernels.vectors import (
+    LANES,
+    add_rows,
+    aligned,
+    compiled,
+    copy_scaled,
+    dot_column,
+    prefetch,
+)
 
 _CHUNKS = 64  # of rows: many, so that no thread waits long for the last
 _LEAST = 2**13  # counts in a chunk: fewer are not worth a task

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from repro import parallel
+from repro.kernels import parallel
 
 _OPTIMISERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
@@ -133,7 +133,7 @@ def train(
     watch : (histograms, tags), optional
         Songs whose loss is recorded after every epoch; the training takes no notice of it.
     checkpoint : optional
-        As of :func:`repro.wmf.fit`, called after every epoch.
+        As of :func:`repro.models.wmf.fit`, called after every epoch.
 
     Returns
     -------

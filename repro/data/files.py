@@ -1,7 +1,7 @@
 """The files that each profile reads: what they are, where they come from, whether they are there.
 
 A source is a folder that the user names, holding the files under the names that they are
-downloaded by; :mod:`repro.fetch` puts there what can be downloaded.
+downloaded by; :mod:`repro.data.fetch` puts there what can be downloaded.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from tabulate import tabulate
 
 from repro.config import Profile, named
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("numpy", "scipy", "pandas", "polars", "h5py", "torch", "scikit-learn", "nltk")
 
 

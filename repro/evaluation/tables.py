@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from sklearn.preprocessing import normalize
 
-from repro import paper
-from repro.metrics import bootstrap
+from repro.evaluation import paper
+from repro.evaluation.metrics import bootstrap
 
 HEADLINE = [
     "random",
@@ -34,7 +34,7 @@ def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: i
     Parameters
     ----------
     systems : dict of str to DataFrame
-        Per-user metrics from :func:`repro.metrics.evaluate`; None where a system has no score.
+        Per-user metrics from :func:`repro.evaluation.metrics.evaluate`; None where a system has no score.
     printed : DataFrame, optional
         The paper's means by system, which follow ours on rows of their own.
 
@@ -101,7 +101,7 @@ def verdicts(
     ----------
     draws : list of dict
         One for each draw (seed): setting to our systems' per-user metrics by name. A setting is a
-        key of :data:`repro.paper.PRINTED`, alone or with a comma and more behind it. The rows of
+        key of :data:`repro.evaluation.paper.PRINTED`, alone or with a comma and more behind it. The rows of
         all draws count alike.
     same_data : bool
         Whether the data are the paper's own.
@@ -223,7 +223,7 @@ def beside_chance(frame: pd.DataFrame, means: dict, chance: float) -> pd.DataFra
 
 
 def packed(systems: dict) -> dict[str, np.ndarray]:
-    """Return per-user metrics as plain arrays, for :meth:`repro.results.Run.save`."""
+    """Return per-user metrics as plain arrays, for :meth:`repro.pipeline.run.Run.save`."""
     frame = next(iter(systems.values()))
     return {
         "users": frame.index.to_numpy(),

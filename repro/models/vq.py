@@ -18,8 +18,8 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from repro import parallel
-from repro.vectors import LANES, Vectors, aligned, compiled
+from repro.kernels import parallel
+from repro.kernels.vectors import LANES, Vectors, aligned, compiled
 
 _BLOCK_FRAMES = 262_144
 _BLOCK_TRACKS = 10_000
@@ -236,7 +236,7 @@ def histograms(
         Wraps the ids as they are read, for example in a progress bar.
     keep : callable
         From a name and the function that counts so many tracks to what it gives, so that a long
-        run can go on where it was: see :meth:`repro.results.Run.part`.
+        run can go on where it was: see :meth:`repro.pipeline.run.Run.part`.
 
     Returns
     -------

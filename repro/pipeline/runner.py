@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-from repro import results, sources
 from repro.config import Profile, named
+from repro.data import files as sources
+from repro.pipeline import run as results
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 CAUSES = {
@@ -63,7 +64,7 @@ def _source(cell: dict) -> str:
 
 
 def _imports(source: str) -> set[str]:
-    """Return the names of the package's own modules that a Python source imports."""
+    """Return the dotted names of the package's own modules that a Python source imports."""
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -71,7 +72,7 @@ def _imports(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             origin = ".".join(filter(None, ["repro" if node.level else "", node.module]))
             names += [f"{origin}.{alias.name}" for alias in node.names]
-    return {name.split(".")[1] for name in names if name.startswith("repro.")}
+    return {name for name in names if name.startswith("repro.")}
 
 
 def code_digest(notebook: Path) -> str:
@@ -79,13 +80,15 @@ def code_digest(notebook: Path) -> str:
 
     ``config`` is left out: its values count as settings, each profile's for itself.
     """
-    package = results.ROOT / "repro"
     source = "\n".join(_source(cell) for cell in _code_cells(notebook))
-    sources, waiting = {}, {"__init__"} | _imports(source)
+    sources, waiting = {}, {"repro.__init__"} | _imports(source)
     while waiting:
         name = waiting.pop()
-        path = package / f"{name}.py"
-        if name in sources or name == "config" or not path.exists():
+        path = results.ROOT.joinpath(*name.split(".")).with_suffix(".py")
+        if name in sources or name == "repro.config":
+            continue
+        if not path.exists():  # a function of a module, perhaps
+            waiting |= {parent} if (parent := name.rpartition(".")[0]) != "repro" else set()
             continue
         sources[name] = path.read_text("utf-8")
         waiting |= _imports(sources[name])
@@ -542,7 +545,7 @@ def stoppable() -> Iterator[None]:
 
 
 def _run_all(pipeline: Pipeline, work: list, root: Path, command: str, force: bool) -> int:
-    from repro import report
+    from repro.pipeline import report
 
     os.environ["REPRO_RESULTS"] = str(root)  # the kernels inherit it
     for part, plan in work:

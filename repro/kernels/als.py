@@ -27,8 +27,8 @@ from numba import types
 from numba.extending import intrinsic
 from scipy.linalg import solve_triangular
 
-from repro import parallel
-from repro.vectors import (
+from repro.kernels import parallel
+from repro.kernels.vectors import (
     LANES,
     PANEL,
     Vectors,

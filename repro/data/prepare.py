@@ -1,6 +1,6 @@
 """Turn listening, content and tags, from whatever source, into one shape.
 
-The files are those of :mod:`repro.sources`, read by :mod:`repro.readers`. A source is
+The files are those of :mod:`repro.data.files`, read by :mod:`repro.data.raw`. A source is
 
 - ``msd``, and ``world``, the synthetic one in its formats: Taste Profile triplets, MSD tracks with
   timbre, last.fm tags of tracks; ``subset`` is the same for the MSD's 10,000-song subset;
@@ -23,10 +23,10 @@ from nltk.stem import PorterStemmer
 from nltk.tokenize import word_tokenize
 from scipy import sparse
 
-from repro import readers
 from repro.config import Profile
-from repro.readers import TIMBRE_DIM, BadInput
-from repro.sources import MissingData, find, missing
+from repro.data import raw as readers
+from repro.data.files import MissingData, find, missing
+from repro.data.raw import TIMBRE_DIM, BadInput
 
 # Without key, mode and time_signature: distances between their codes mean nothing.
 DESCRIPTORS = (
@@ -72,7 +72,7 @@ class Dataset:
 def load(profile: Profile, root: Path | str) -> Dataset:
     """Read everything but the content.
 
-    No activity filter is applied here: that is :mod:`repro.splits`.
+    No activity filter is applied here: that is :mod:`repro.data.splits`.
 
     Raises
     ------

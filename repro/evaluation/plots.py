@@ -217,7 +217,7 @@ def map_of(factors, names, labels, listeners, seed: int, named: int = 25) -> Fig
 
 def recall_curves(systems: dict, resamples: int, seed: int) -> Figure:
     """Draw Recall@M with bootstrap bands; ``systems`` maps a name to its per-user metrics."""
-    from repro.metrics import bootstrap
+    from repro.evaluation.metrics import bootstrap
 
     fig, ax = _panels(1, width=5.2, height=3.4)
     lines = ["-", "--", ":", "-."]

@@ -24,8 +24,9 @@ from urllib.parse import urljoin, urlsplit
 import pooch
 import requests
 
-from repro import readers, results
-from repro.sources import Source, described
+from repro.data import raw as readers
+from repro.data.files import Source, described
+from repro.pipeline import run as results
 
 HOSTS = {
     "millionsongdataset.com",

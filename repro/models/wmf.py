@@ -25,7 +25,7 @@ import scipy.sparse as sp
 import torch
 from scipy.linalg import cho_solve
 
-from repro import als, parallel
+from repro.kernels import als, parallel
 
 _BLOCK = 512  # songs whose features are multiplied at a time
 
@@ -239,7 +239,7 @@ def fit(
         Called after every sweep with theta and beta; its dict joins the history.
     checkpoint : optional
         Has ``load()``, the state to go on from or None, and ``save(state)``, called after every
-        sweep with a function that returns it: see :class:`repro.results.Checkpoint`.
+        sweep with a function that returns it: see :class:`repro.pipeline.run.Checkpoint`.
 
     Returns
     -------

@@ -20,8 +20,8 @@ import torch
 from numba import types
 from numba.extending import intrinsic
 
-from repro import parallel
-from repro.vectors import LANES, Vectors, aligned, compiled
+from repro.kernels import parallel
+from repro.kernels.vectors import LANES, Vectors, aligned, compiled
 
 _USERS, _ITEMS = 256, 1024  # of a tile of scores, which stays in cache
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from repro import results
+from repro.pipeline import run as results
 
 TOP_TABLES = ("headline", "verdicts")
 LONG_TABLE = 20  # rows; a longer one is linked, not shown

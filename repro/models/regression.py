@@ -25,7 +25,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from repro import parallel
+from repro.kernels import parallel
 
 
 def quadratic(theta: np.ndarray, surplus: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Ranking metrics, tables and figures."""

@@ -1,0 +1,1 @@
+"""The models, each from arrays to arrays."""

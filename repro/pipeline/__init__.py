@@ -1,0 +1,1 @@
+"""What a notebook writes to, and what runs the notebooks."""
