@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -240,6 +240,52 @@ class Checkpoint:
             self._saved = time.monotonic()
 
 
+class Points:
+    """The finished settings of a search or a study, one row each, in the order of their computing.
+
+    A file, where there is one, gets a line per row as it is added: an interrupted notebook goes on
+    with the rows that are not there yet.
+
+    Parameters
+    ----------
+    path : Path, optional
+        A file of JSON lines; None keeps the rows in memory alone.
+    """
+
+    def __init__(self, path: Path | None = None):
+        self._path = path
+        self._rows: dict[str, dict] = {}
+        if path is None or not path.exists():
+            return
+        for line in path.read_text("utf-8").splitlines():
+            with suppress(ValueError):  # the last line of an interrupted run may be cut
+                row = json.loads(line)
+                self._rows[self._key(row["settings"])] = row
+
+    @staticmethod
+    def _key(settings: dict) -> str:
+        return json.dumps(settings, sort_keys=True, default=lambda x: x.item())
+
+    def todo(self, settings: Iterable[dict]) -> Iterator[dict]:
+        """Return those of the ``settings`` that have no row yet, one after the other."""
+        return (one for one in settings if self._key(one) not in self._rows)
+
+    def add(self, settings: dict, result: dict) -> None:
+        """Add the row of one of the settings; numbers, strings and truth values only."""
+        row = {"settings": settings, "result": result}
+        line = json.dumps(row, default=lambda x: x.item())
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        self._rows[self._key(settings)] = json.loads(line)
+
+    def frame(self, settings: Iterable[dict]) -> pd.DataFrame:
+        """Return settings and results as columns, one row for each of the ``settings``."""
+        rows = [self._rows[self._key(one)] for one in settings]
+        return pd.DataFrame([row["settings"] | row["result"] for row in rows])
+
+
 class Store:
     """What the notebooks have saved under one profile, to be read.
 
@@ -416,6 +462,12 @@ class Run(Store):
         if key:
             write_json(path, {"key": key, "name": name, "result": result})
         return result
+
+    def points(self, name: str) -> Points:
+        """Return a table of finished settings, kept for this very run; in memory by hand."""
+        key = os.environ.get("REPRO_KEY")
+        file = checkpoint_name(key, name).replace(".npz", ".jsonl") if key else ""
+        return Points(self._checkpoints / file if key else None)
 
     def checkpoint(self, name: str) -> Checkpoint | None:
         """Return a checkpoint for this very run, None when the notebook is run by hand."""
