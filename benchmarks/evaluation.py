@@ -35,7 +35,7 @@ def ours(folder):
         frame = metrics.evaluate(theta, beta, held, train)
         took = time.perf_counter() - began
         ranks = metrics.heldout_ranks(theta, beta, held, train)
-        yield {"seconds": [took], "ndcg": frame["ndcg_code"].to_numpy(), "ranks": ranks}
+        yield {"seconds": [took], "ndcg": frame["NDCG (code)"].to_numpy(), "ranks": ranks}
 
 
 def implicit(folder):

@@ -76,7 +76,7 @@ def stages(fraction, factors, sweeps, width):
             ("out-of-matrix", beta_cold, cold, None, n_cold),
         ):
             frame, took = timed(metrics.evaluate, model.theta, beta, held, without)
-            recall, chance = frame["recall@40"].mean(), min(1, 40 / held.shape[1])
+            recall, chance = frame["R@40"].mean(), min(1, 40 / held.shape[1])
             detail = f"{len(frame):,} users, {pairs:,} pairs; Recall@40 {recall:.4f} (by chance "
             detail += f"{chance:.4f}), NDCG {frame['ndcg'].mean():.4f}"
             yield {"stage": f"evaluation {name}, K={k}", "seconds": took, "detail": detail}

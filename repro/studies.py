@@ -109,7 +109,7 @@ class Study:
             nets = [train_network(self.taught, learning_rate=rate, **settings)[0] for rate in rates]
             heard = [float(judge(net, self.watched)["AROC"]) for net in nets]
             tried = {"system": "NNet", "settings": [f"learning_rate={r:g}" for r in rates]}
-            tried |= {"aroc": heard, "judged": "watching tracks"}
+            tried |= {"AROC": heard, "judged": "watching tracks"}
             self._searches.append(pd.DataFrame(tried))
             best = int(np.argmax(heard))
             scores = judge(nets[best], self.judged)
@@ -180,7 +180,7 @@ class Study:
 
         def compute():
             plain = SYSTEMS["WMF"].fit(split, **self._search("WMF", split))
-            found = {"WMF, in-matrix ndcg": self._pairs(plain)["ndcg"]}
+            found = {"WMF, in-matrix NDCG": self._pairs(plain)["NDCG"]}
             return found | _beside(*(self._cold(system, split) for system in OURS))
 
         return self._kept({"K": factors}, compute)
@@ -206,11 +206,11 @@ class Study:
                 model = self.split.fit_wmf(
                     self.split.surplus(), features, **settings, checkpoint=before
                 )
-                found[f"{ridge:g}, in-matrix"] = self._pairs(model)["ndcg"]
+                found[f"{ridge:g}, in-matrix"] = self._pairs(model)["NDCG"]
                 if kind is not None:
                     cold = wmf.cold_factors(self.split.cold[kind], model.w)
                     judge = metrics.validator(self.den.cold, None)
-                    found[f"{ridge:g}, out-of-matrix"] = judge(model.theta, cold)["ndcg"]
+                    found[f"{ridge:g}, out-of-matrix"] = judge(model.theta, cold)["NDCG"]
             return found
 
         found = self._kept({"system": system}, compute)

@@ -84,7 +84,7 @@ def search(
     dict
         The best settings, with which ``SYSTEMS[name].fit`` is complete.
     DataFrame
-        One row a trial: ``system``, ``settings`` in writing, ``ndcg``, ``recall@40``, and which
+        One row a trial: ``system``, ``settings`` in writing, ``NDCG``, ``R@40``, and which
         settings are ``on the edge`` of their range.
     """
     system = SYSTEMS[name]
@@ -100,7 +100,7 @@ def search(
         system.space, split.profile.trials, split.profile.seed, split.profile.ridges(split.subset)
     )
     best, trials = _best(
-        f"{name}, {where}, {fixed}", name, system.space, tried, run, "ndcg", remember
+        f"{name}, {where}, {fixed}", name, system.space, tried, run, "NDCG", remember
     )
     return fixed | best, trials
 
@@ -115,17 +115,17 @@ def search_tags(
     dict
         The best settings for ``TAGGERS[name].fit``.
     DataFrame
-        One row a trial: ``system``, ``settings``, ``aroc``, ``map``.
+        One row a trial: ``system``, ``settings``, ``AROC``, ``MAP``.
     """
     tagger, profile = TAGGERS[name], taught.profile
 
     def run(settings):
         logits = tagger.fit(taught, **settings)(watched)
         scores = tagging.summary(tagging.per_tag(logits, watched.tags, profile.annotate))
-        return {"aroc": float(scores["AROC"]), "map": float(scores["MAP"])}
+        return {"AROC": float(scores["AROC"]), "MAP": float(scores["MAP"])}
 
     tried = draws(tagger.space, profile.tag_trials, profile.seed)
-    return _best(f"{name}, tags", name, tagger.space, tried, run, "aroc", remember)
+    return _best(f"{name}, tags", name, tagger.space, tried, run, "AROC", remember)
 
 
 def _on_the_edge(settings: dict, space: dict) -> str:

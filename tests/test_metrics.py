@@ -37,15 +37,15 @@ def slow(scores, heldout, exclude, recall_at):
         n = sum(relevant)
         if n == 0:
             continue
-        row = {f"recall@{m}": sum(relevant[:m]) / n for m in recall_at}
+        row = {f"R@{m}": sum(relevant[:m]) / n for m in recall_at}
         for name, discounts in {
-            "ndcg": [1 / math.log2(i + 1) for i in range(1, len(listed) + 1)],
-            "ndcg_code": [1.0] + [1 / math.log2(i) for i in range(2, len(listed) + 1)],
+            "NDCG": [1 / math.log2(i + 1) for i in range(1, len(listed) + 1)],
+            "NDCG (code)": [1.0] + [1 / math.log2(i) for i in range(2, len(listed) + 1)],
         }.items():
             gain = sum(d for d, r in zip(discounts, relevant, strict=True) if r)
             row[name] = gain / sum(discounts[:n])
         at = [i for i, r in enumerate(relevant) if r]
-        row["map"] = sum(sum(relevant[: i + 1]) / (i + 1) for i in at) / n
+        row["MAP"] = sum(sum(relevant[: i + 1]) / (i + 1) for i in at) / n
         rows[user] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -63,13 +63,13 @@ def test_metrics_of_a_list_worked_by_hand():
     theta, beta = scored([7, 8, 9, 1, 5])
     frame = metrics.evaluate(theta, beta, pairs([[0, 3]], 5), pairs([[1]], 5), (1, 2, 3, 4))
     one = frame.loc[0]
-    assert [one[f"recall@{m}"] for m in (1, 2, 3, 4)] == [0, 0.5, 0.5, 1]
+    assert [one[f"R@{m}"] for m in (1, 2, 3, 4)] == [0, 0.5, 0.5, 1]
     # DCG = 1/log2 3 + 1/log2 5 = 0.63093 + 0.43068; ideal 1/log2 2 + 1/log2 3 = 1.63093
-    assert one["ndcg"] == pytest.approx(1.06161 / 1.63093, abs=1e-5)
+    assert one["NDCG"] == pytest.approx(1.06161 / 1.63093, abs=1e-5)
     # the code's discounts are 1, 1, 1/log2 3, 1/log2 4: DCG = 1 + 1/2, ideal 1 + 1
-    assert one["ndcg_code"] == pytest.approx(0.75)
+    assert one["NDCG (code)"] == pytest.approx(0.75)
     # precision is 1/2 at the 2nd place and 2/4 at the 4th
-    assert one["map"] == pytest.approx(0.5)
+    assert one["MAP"] == pytest.approx(0.5)
 
 
 def test_equal_scores_keep_the_order_of_their_index():
@@ -80,14 +80,14 @@ def test_equal_scores_keep_the_order_of_their_index():
 def test_recall_is_over_all_held_out_items():
     theta, beta = scored([5, 4, 3, 2, 1])
     frame = metrics.evaluate(theta, beta, pairs([[0, 1, 2, 3]], 5), recall_at=(2,))
-    assert frame.loc[0, "recall@2"] == 0.5  # not 1: the list of two could hold no more
+    assert frame.loc[0, "R@2"] == 0.5  # not 1: the list of two could hold no more
 
 
 def test_user_without_held_out_items_is_left_out_and_a_zero_stays():
     theta, beta = scored([[3, 2, 1], [3, 2, 1], [3, 2, 1]])
     frame = metrics.evaluate(theta, beta, pairs([[0], [], [2]], 3), recall_at=(1,))
     assert list(frame.index) == [0, 2]
-    assert list(frame["recall@1"]) == [1.0, 0.0]
+    assert list(frame["R@1"]) == [1.0, 0.0]
 
 
 def test_perfect_ranking_scores_one():
@@ -199,8 +199,8 @@ def test_random_scores_find_what_chance_finds():
     heldout = sp.csr_matrix((rng.random((3000, 200)) < 0.05) * 1)
     theta, beta = rng.standard_normal((3000, 40)), rng.standard_normal((200, 40))
     frame = metrics.evaluate(theta, beta, heldout, recall_at=(20, 100))
-    assert frame["recall@20"].mean() == pytest.approx(20 / 200, abs=0.01)
-    assert frame["recall@100"].mean() == pytest.approx(100 / 200, abs=0.02)
+    assert frame["R@20"].mean() == pytest.approx(20 / 200, abs=0.01)
+    assert frame["R@100"].mean() == pytest.approx(100 / 200, abs=0.02)
 
 
 def test_pair_both_held_out_and_excluded_is_an_error():
@@ -225,7 +225,7 @@ def test_product_that_overflows_is_an_error():
 
 def test_no_held_out_pair_gives_no_user():
     frame = metrics.evaluate(*scored([[1, 2], [3, 4]]), pairs([[], []], 2), recall_at=(1,))
-    assert list(frame.columns) == ["recall@1", "ndcg", "ndcg_code", "map"]
+    assert list(frame.columns) == ["R@1", "NDCG", "NDCG (code)", "MAP"]
     assert len(frame) == 0
 
 
@@ -233,7 +233,7 @@ def test_validator_gives_the_means():
     theta, beta = scored([[3, 2, 1], [1, 2, 3]])
     heldout = pairs([[0], [0]], 3)
     found = metrics.validator(heldout, None)(theta, beta)
-    assert found == pytest.approx({"ndcg": (1 + 0.5) / 2, "recall@40": 1.0})
+    assert found == pytest.approx({"NDCG": (1 + 0.5) / 2, "R@40": 1.0})
 
 
 def test_same_for_all_ranks_by_the_given_scores():

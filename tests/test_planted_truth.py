@@ -85,15 +85,15 @@ def chance(world):
 
 def test_chance_is_what_arithmetic_says(world, chance):
     expected = TOP / len(world.cold)
-    assert chance[f"recall@{TOP}"].mean() == pytest.approx(expected, rel=0.05)
+    assert chance[f"R@{TOP}"].mean() == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("content", ["shallow", "deep"])
 def test_content_beats_chance_on_cold_songs(world, chance, content):
     found = content_aware(world, getattr(world, content))
     gain = metrics.bootstrap(found - chance, 500, 0)
-    assert gain.loc[f"recall@{TOP}", "low"] > TOP / len(world.cold)  # twice chance at least
-    assert gain.loc["ndcg", "low"] > 0.05
+    assert gain.loc[f"R@{TOP}", "low"] > TOP / len(world.cold)  # twice chance at least
+    assert gain.loc["NDCG", "low"] > 0.05
 
 
 @pytest.mark.parametrize("content", ["shallow", "deep"])
@@ -104,7 +104,7 @@ def test_content_of_other_songs_does_not(world, chance, content):
         order = np.random.default_rng(seed).permutation(len(world.bag_size))
         shuffled = getattr(world, content)[order]
         gains.append((content_aware(world, shuffled) - chance).mean())
-    recall = np.array([gain[f"recall@{TOP}"] for gain in gains])
+    recall = np.array([gain[f"R@{TOP}"] for gain in gains])
     error = recall.std(ddof=1) / np.sqrt(len(recall))
     assert abs(recall.mean()) < 3 * error
     assert abs(recall).max() < 0.5 * TOP / len(world.cold)
@@ -116,5 +116,5 @@ def test_bag_size_is_at_chance(world, chance):
     n_users = world.heldout.shape[0]
     for sign in (1, -1):
         found = judge(world, *metrics.same_for_all(sign * world.bag_size[world.cold], n_users))
-        assert abs((found - chance)["ndcg"].mean()) < 0.02
-        assert abs((found - chance)[f"recall@{TOP}"].mean()) < 0.4 * TOP / len(world.cold)
+        assert abs((found - chance)["NDCG"].mean()) < 0.02
+        assert abs((found - chance)[f"R@{TOP}"].mean()) < 0.4 * TOP / len(world.cold)

@@ -121,7 +121,7 @@ def test_planted_tastes_are_found(name, fitted, world):
     split, cold = world
     model = fitted[name]
     if SYSTEMS[name].cold:
-        best = metrics.evaluate(model.theta, model.cold, cold, recall_at=(10,))["recall@10"]
+        best = metrics.evaluate(model.theta, model.cold, cold, recall_at=(10,))["R@10"]
         assert best.mean() > 0.4  # 10 of 30 by chance
     else:
         scores = model.theta @ model.beta.T
@@ -188,4 +188,4 @@ def test_every_tagger_hears_the_styles(name, songs):
     assert logits.shape == (100, 9) and np.isfinite(logits).all()
     assert np.array_equal(logits, tagger.fit(taught, **start)(asked))
     if name != "NNet, authors' variant":  # its small weights need far more epochs
-        assert tagging.per_tag(logits, asked.tags, 3)["aroc"].mean() > 0.8
+        assert tagging.per_tag(logits, asked.tags, 3)["AROC"].mean() > 0.8

@@ -14,7 +14,7 @@ from repro.evaluation import metrics, paper, plots, tables
 def systems():
     """Return the per-user metrics of two systems, the second better by 0.1 for every user."""
     rng = np.random.default_rng(0)
-    columns = ["recall@40", "recall@80", "ndcg", "ndcg_code", "map"]
+    columns = ["R@40", "R@80", "NDCG", "NDCG (code)", "MAP"]
     worse = pd.DataFrame(rng.uniform(0, 0.8, (1200, 5)), columns=columns)
     return {"CF + shallow": worse, "popularity": None, "CF + deep": worse + 0.1}
 
@@ -29,14 +29,14 @@ def closed_figures():
 
 
 def test_ranking_puts_ours_above_the_papers(systems):
-    table = tables.ranking(systems, paper.DEN_OUT_OF_MATRIX[["recall@40", "ndcg"]], 50, 0)
+    table = tables.ranking(systems, paper.DEN_OUT_OF_MATRIX[["R@40", "NDCG"]], 50, 0)
     assert list(table.columns) == ["R@40", "R@80", "NDCG", "NDCG (code)", "MAP", "users"]
     ours = ["CF + shallow", "popularity", "CF + deep"]
     assert list(table.index) == [*ours, *map("paper: {}".format, ["CTPF", *ours[::2]])]
     for name in ours[::2]:
         mean, half = table.loc[name, "NDCG"].split("\u00a0±")
-        stats = metrics.bootstrap(systems[name], 50, 0).loc["ndcg"]
-        assert float(mean) == pytest.approx(systems[name]["ndcg"].mean(), abs=5e-5)
+        stats = metrics.bootstrap(systems[name], 50, 0).loc["NDCG"]
+        assert float(mean) == pytest.approx(systems[name]["NDCG"].mean(), abs=5e-5)
         assert float(half) == pytest.approx((stats["high"] - stats["low"]) / 2, abs=5e-5)
         assert table.loc[name, "users"] == "1,200"
     assert list(table.loc["popularity"]) == ["not defined"] * 5 + [""]
@@ -44,16 +44,16 @@ def test_ranking_puts_ours_above_the_papers(systems):
 
 
 def test_gains_are_paired(systems):
-    gains = tables.gains(systems, "CF + shallow", "ndcg", 50, 0)
+    gains = tables.gains(systems, "CF + shallow", "NDCG", 50, 0)
     assert list(gains.index) == ["CF + deep"]  # not itself, nor what has no score
     assert np.allclose(gains.loc["CF + deep"], 0.1)  # every user gains the same: a point
     assert list(gains.columns) == ["mean", "low", "high"]
-    assert np.allclose(tables.gains(systems, "CF + deep", "ndcg", 50, 0), -0.1)
+    assert np.allclose(tables.gains(systems, "CF + deep", "NDCG", 50, 0), -0.1)
 
 
 def test_gains_are_of_the_asked_metric(systems):
-    systems["CF + deep"]["map"] += 0.2
-    assert np.allclose(tables.gains(systems, "CF + shallow", "map", 50, 0), 0.3)
+    systems["CF + deep"]["MAP"] += 0.2
+    assert np.allclose(tables.gains(systems, "CF + shallow", "MAP", 50, 0), 0.3)
 
 
 @pytest.mark.parametrize("claim", paper.CLAIMS, ids=str)
@@ -65,13 +65,12 @@ def test_printed_numbers_bear_out_the_claim(claim):
 
 def judged(gain, where, system, than, metric, **options):
     """Return the row on one claim when ``gain`` is the difference of each user."""
-    other = pd.DataFrame({m: np.full(len(gain), 0.4) for m in ("recall@40", "ndcg")})
+    other = pd.DataFrame({m: np.full(len(gain), 0.4) for m in ("R@40", "NDCG")})
     better = other.copy()
     better[metric] += gain
     found = {where: {system: better, than: other, "popularity": None}}
     rows = tables.verdicts([found], 300, 0, **options)
-    name = tables.NAMES.get(metric, metric.replace("recall", "R"))
-    says = [f"{where}: {system} {verb} {than} ({name})" for verb in ("beats", "equals")]
+    says = [f"{where}: {system} {verb} {than} ({metric})" for verb in ("beats", "equals")]
     (row,) = rows[rows["claim"].isin(says)].iloc
     return row
 
@@ -90,7 +89,7 @@ NOISE -= NOISE.mean()  # of unit spread, so the interval of the mean is some 0.1
     ],
 )
 def test_verdict_on_one_system_beating_another(gain, ours, other):
-    of = "out-of-matrix", "CF + deep", "CF + shallow", "recall@40"
+    of = "out-of-matrix", "CF + deep", "CF + shallow", "R@40"
     assert judged(gain, *of, same_data=True)["verdict"] == ours
     assert judged(gain, *of, same_data=False)["verdict"] == other
 
@@ -108,12 +107,12 @@ def test_verdict_on_one_system_beating_another(gain, ours, other):
     ],
 )
 def test_verdict_on_two_systems_being_equal(gain, verdict):
-    row = judged(gain, "DEN in-matrix", "CF + deep", "WMF", "ndcg", same_data=False)
+    row = judged(gain, "DEN in-matrix", "CF + deep", "WMF", "NDCG", same_data=False)
     assert row["verdict"] == verdict
 
 
 def test_verdict_tells_the_papers_difference_and_ours():
-    row = judged(0.2 + NOISE, "out-of-matrix", "CF + deep", "CF + shallow", "ndcg", same_data=False)
+    row = judged(0.2 + NOISE, "out-of-matrix", "CF + deep", "CF + shallow", "NDCG", same_data=False)
     assert row["paper"] == "+0.0176"  # .1605 - .1429, Table 3
     mean, low, high = (
         float(x) for x in row["ours"].replace("[", "").strip("]").replace(",", "").split()
@@ -206,7 +205,7 @@ def test_learning_curve_figure():
 
 def test_tag_figure_names_the_best_and_worst_of_each_band_of_frequency():
     frame = pd.DataFrame(
-        {"songs": [100, 90, 80, 2, 0], "aroc": [0.9, 0.5, 0.3, 1.0, np.nan]},
+        {"songs": [100, 90, 80, 2, 0], "AROC": [0.9, 0.5, 0.3, 1.0, np.nan]},
         index=["best", "$mid", "worst", "rare", "none"],
     )
     fig = plots.tags_by_frequency(frame, bands=2)
@@ -221,7 +220,7 @@ def test_convergence_figure_places_half_steps_within_their_sweep():
     for sweep in (1, 2):
         for step, value in zip(("items", "users", "W"), (30, 20, 10), strict=True):
             history.append({"sweep": sweep, "step": step, "objective": value / sweep})
-        history.append({"sweep": sweep, "step": "validation", "ndcg": sweep / 10})
+        history.append({"sweep": sweep, "step": "validation", "NDCG": sweep / 10})
     two = [row for row in history if row["step"] != "W"]
     left, right = plots.convergence({"CF + deep": history, "WMF": two}).axes
     deep, plain = drawn(left)
@@ -234,7 +233,7 @@ def test_convergence_figure_places_half_steps_within_their_sweep():
 
 def test_trials_figure_marks_the_winner_of_each_system():
     frame = pd.DataFrame(
-        {"system": ["CF + deep"] * 3 + ["WMF"] * 2, "ndcg": [0.1, 0.4, 0.3, 0.6, 0.5]}
+        {"system": ["CF + deep"] * 3 + ["WMF"] * 2, "NDCG": [0.1, 0.4, 0.3, 0.6, 0.5]}
     )
     ax = plots.trials(frame).axes[0]
     deep, best_deep, plain, best_plain = drawn(ax)
@@ -252,7 +251,7 @@ def test_quarters_figure_has_a_line_a_system():
 
 
 def test_dots_figure_has_a_dot_a_seed_and_a_bar_at_their_mean():
-    ax = plots.dots({"WMF": [1.0, 2.0, 6.0]}, "ndcg").axes[0]
+    ax = plots.dots({"WMF": [1.0, 2.0, 6.0]}, "NDCG").axes[0]
     own, bar = drawn(ax)
     assert np.allclose(own[:, 0], [1, 2, 6]) and np.allclose(bar[:, 0], 3)
 
@@ -270,7 +269,7 @@ def test_sweep_and_thinning_figures_draw_every_system():
     assert len(left.lines) == 2 and len(right.lines) == 1
     assert np.allclose(drawn(right)[0], [[1, 0.5], [10, 0.6]])
     rows = [
-        {"system": system, "share": share, "draw": draw, "ndcg": gain * share + draw / 100}
+        {"system": system, "share": share, "draw": draw, "NDCG": gain * share + draw / 100}
         for system, gain in (("WMF", 1), ("CTR", 2)) for share in (0.1, 1.0) for draw in range(3)
     ]  # fmt: skip
     left, right = plots.thinning(pd.DataFrame(rows)).axes
@@ -293,9 +292,9 @@ def test_recall_figure_draws_means_and_bands(systems):
     systems.pop("popularity")
     ax = plots.recall_curves(systems, 50, 0).axes[0]
     for line, band, (name, frame) in zip(drawn(ax), ax.collections, systems.items(), strict=True):
-        recall = frame[["recall@40", "recall@80"]]
+        recall = frame[["R@40", "R@80"]]
         assert np.allclose(line, np.column_stack([[40, 80], recall.mean()]))
-        edges = metrics.bootstrap(recall, 50, 0).loc["recall@40", ["low", "high"]]
+        edges = metrics.bootstrap(recall, 50, 0).loc["R@40", ["low", "high"]]
         y = band.get_paths()[0].vertices
         assert np.allclose([y[y[:, 0] == 40, 1].min(), y[y[:, 0] == 40, 1].max()], edges)
         assert to_rgb(ax.lines[list(systems).index(name)].get_color()) == plots.colour(name)
@@ -321,7 +320,7 @@ def test_winners_are_the_best_of_their_group():
         {
             "subset": ["A"] * 3 + ["B"] * 2,
             "settings": list("abcde"),
-            "ndcg": [0.1, 0.3, 0.2, 0.1, 0.2],
+            "NDCG": [0.1, 0.3, 0.2, 0.1, 0.2],
         }
     )
     best = tables.winners(trials, ["subset"])
@@ -330,10 +329,10 @@ def test_winners_are_the_best_of_their_group():
 
 
 def test_verdict_over_seeds_needs_all_of_them():
-    of = "out-of-matrix", "CF + deep", "CF + shallow", "recall@40"
+    of = "out-of-matrix", "CF + deep", "CF + shallow", "R@40"
 
     def draw(gain):
-        other = pd.DataFrame({m: np.full(len(gain), 0.4) for m in ("recall@40", "ndcg")})
+        other = pd.DataFrame({m: np.full(len(gain), 0.4) for m in ("R@40", "NDCG")})
         return {of[0]: {"CF + deep": other.add(gain, axis=0), "CF + shallow": other}}
 
     def verdict(*means):
@@ -350,7 +349,7 @@ def test_verdict_over_seeds_needs_all_of_them():
 
 def test_draws_are_averaged_and_differences_paired():
     def draw(level):
-        frame = pd.DataFrame({"recall@40": [level, level + 0.2], "ndcg": [level, level]})
+        frame = pd.DataFrame({"R@40": [level, level + 0.2], "NDCG": [level, level]})
         return {"WMF": frame, "CTR": frame + 0.1}
 
     table = tables.over_draws([draw(0.1), draw(0.3)], "WMF")
@@ -359,7 +358,7 @@ def test_draws_are_averaged_and_differences_paired():
     assert table.loc["CTR", "NDCG less WMF"] == "+0.1000 [+0.1000, +0.1000]"
     assert table.loc["CTR", "draws"] == "+0.1000 to +0.1000"
     assert table.loc["WMF", "NDCG less WMF"] == ""
-    printed = pd.DataFrame({"ndcg": [0.5]}, index=["PMF"])
+    printed = pd.DataFrame({"NDCG": [0.5]}, index=["PMF"])
     table = tables.over_draws([draw(0.1), draw(0.3)], "WMF", printed)
     assert table.loc["paper: PMF"].to_dict() | {"NDCG": ""} == dict.fromkeys(table, "")
     assert table.loc["paper: PMF", "NDCG"] == "0.5000"
@@ -421,8 +420,8 @@ def test_a_users_page_shows_history_and_stars_what_was_held_out():
 
 def test_headline_counts_in_multiples_of_chance(systems):
     systems.pop("popularity")
-    table = tables.headline(systems, "recall@40", 0.05, 50, 0)
-    mean = systems["CF + deep"]["recall@40"].mean()
+    table = tables.headline(systems, "R@40", 0.05, 50, 0)
+    mean = systems["CF + deep"]["R@40"].mean()
     assert table.loc["CF + deep", "times chance"] == f"{mean / 0.05:.1f}"
     assert table.loc["CF + deep", "paper: R@40"] == "0.0910"
     assert table.loc["CF + deep", "paper: times chance"] == "11.1"

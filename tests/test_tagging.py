@@ -272,11 +272,11 @@ def test_tag_scores_of_a_table_worked_by_hand():
     frame = tagging.per_tag(logit(probability), tags, annotate=2)
     assert list(frame["songs"]) == [2, 0, 3, 0]
     # given: tag 0 to song 0, 1 to song 0, 2 to songs 1 2 3, 3 to songs 1 2 3
-    assert list(frame["precision"]) == [1, 0, 1, 0]  # over all tags
-    assert np.array_equal(frame["recall"], [0.5, np.nan, 1, np.nan], equal_nan=True)
+    assert list(frame["Prec"]) == [1, 0, 1, 0]  # over all tags
+    assert np.array_equal(frame["Recall"], [0.5, np.nan, 1, np.nan], equal_nan=True)
     # tag 0: songs 0 and 1 have it; by score 0, 3, then 1 and 2 together
-    assert frame.loc[0, "aroc"] == pytest.approx((2 + 0.5) / 4)
-    assert np.isnan(frame.loc[[1, 3], ["aroc", "ap"]]).all(axis=None)
+    assert frame.loc[0, "AROC"] == pytest.approx((2 + 0.5) / 4)
+    assert np.isnan(frame.loc[[1, 3], ["AROC", "AP"]]).all(axis=None)
     summary = tagging.summary(frame)
     assert summary["Prec"] == pytest.approx(2 / 4)
     assert summary["Recall"] == pytest.approx(1.5 / 2)
@@ -288,8 +288,8 @@ def test_correction_makes_room_for_rare_tags():
     tags = sp.csr_matrix(np.ones((4, 2), np.int8))
     plain = tagging.per_tag(logit(probability), tags, 1, correction=0.0)
     corrected = tagging.per_tag(logit(probability), tags, 1)
-    assert list(plain["recall"]) == [1, 0]
-    assert list(corrected["recall"]) == [0, 1]
+    assert list(plain["Recall"]) == [1, 0]
+    assert list(corrected["Recall"]) == [0, 1]
 
 
 def test_retrieval_scores_are_sklearns():
@@ -298,11 +298,11 @@ def test_retrieval_scores_are_sklearns():
     tags[:, 4], tags[:, 6] = 0, 1  # a tag on no song and one on all
     frame = tagging.per_tag(logits, sp.csr_matrix(tags), annotate=3)
     for tag in {*range(9)} - {4, 6}:
-        assert frame.loc[tag, "aroc"] == pytest.approx(roc_auc_score(tags[:, tag], logits[:, tag]))
+        assert frame.loc[tag, "AROC"] == pytest.approx(roc_auc_score(tags[:, tag], logits[:, tag]))
         precision = average_precision_score(tags[:, tag], logits[:, tag])
-        assert frame.loc[tag, "ap"] == pytest.approx(precision)
-    assert frame.loc[4, ["recall", "aroc", "ap"]].isna().all()
-    assert np.isnan(frame.loc[6, "aroc"]) and frame.loc[6, "ap"] == 1
+        assert frame.loc[tag, "AP"] == pytest.approx(precision)
+    assert frame.loc[4, ["Recall", "AROC", "AP"]].isna().all()
+    assert np.isnan(frame.loc[6, "AROC"]) and frame.loc[6, "AP"] == 1
 
 
 def test_every_song_gets_as_many_tags_as_asked():
@@ -310,12 +310,12 @@ def test_every_song_gets_as_many_tags_as_asked():
     logits, everything = rng.normal(size=(50, 8)), sp.csr_matrix(np.ones((50, 8), np.int8))
     for annotate in (1, 5, 8, 20):
         frame = tagging.per_tag(logits, everything, annotate)
-        assert (frame["recall"] * 50).sum() == pytest.approx(50 * min(annotate, 8))
+        assert (frame["Recall"] * 50).sum() == pytest.approx(50 * min(annotate, 8))
 
 
 def test_summary_takes_means_over_tags_and_f_of_the_means():
     frame = pd.DataFrame(
-        {"precision": [0.2, 0.4], "recall": [0.1, np.nan], "aroc": [0.5, 0.7], "ap": [0.3, np.nan]}
+        {"Prec": [0.2, 0.4], "Recall": [0.1, np.nan], "AROC": [0.5, 0.7], "AP": [0.3, np.nan]}
     )
     found = tagging.summary(frame)
     assert list(found.index) == ["Prec", "Recall", "F", "AROC", "MAP"]

@@ -74,8 +74,8 @@ def test_search_returns_the_best_on_the_held_out_pairs(toy, split, cold):
         "toy", split, heldout.tocsr(), cold=cold, given={"lambda_theta": 3.0, "alpha": 1}
     )
     assert round(10 * best["a"]) == 4 and best["lambda_theta"] == 3.0
-    assert len(trials) == 7 and trials["ndcg"].max() == 1.0
-    assert list(trials) == ["system", "settings", "ndcg", "recall@40", "on the edge"]
+    assert len(trials) == 7 and trials["NDCG"].max() == 1.0
+    assert list(trials) == ["system", "settings", "NDCG", "R@40", "on the edge"]
     values = trials["settings"].str.removeprefix("a=").astype(float)
     place = np.log10(values / 0.05)
     assert ((trials["on the edge"] == "a") == ((place < 0.1) | (place > 0.9))).all()

@@ -423,11 +423,11 @@ def test_validation_is_seen_after_every_sweep():
 
     def validate(theta, beta):
         seen.append((theta.copy(), beta.copy()))
-        return {"ndcg": len(seen)}
+        return {"NDCG": len(seen)}
 
     fitted = wmf.fit(surplus, factors=3, sweeps=4, validate=validate, **RIDGES)
     checked = [row for row in fitted.history if row["step"] == "validation"]
-    assert [(row["sweep"], row["ndcg"]) for row in checked] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert [(row["sweep"], row["NDCG"]) for row in checked] == [(1, 1), (2, 2), (3, 3), (4, 4)]
     for sweeps, (theta, beta) in enumerate(seen, 1):
         alone = wmf.fit(surplus, factors=3, sweeps=sweeps, **RIDGES)
         assert np.array_equal(theta, alone.theta) and np.array_equal(beta, alone.beta)
@@ -474,7 +474,7 @@ def test_a_fit_goes_on_from_its_checkpoint_to_the_same_bits(content, broken_at, 
             seen.append(theta)
             if len(seen) == end:
                 raise KeyboardInterrupt
-            return {"ndcg": float(np.abs(theta).sum())}
+            return {"NDCG": float(np.abs(theta).sum())}
 
         given = {"factors": 6, "sweeps": 5, "trace": True, "validate": validate, **RIDGES}
         return wmf.fit(surplus, features, checkpoint=checkpoint, **given), len(seen)

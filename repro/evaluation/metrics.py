@@ -209,7 +209,7 @@ def per_user(ranks: np.ndarray, heldout: sp.csr_matrix, recall_at=(40, 80, 120, 
 
     Returns
     -------
-    DataFrame, indexed by user: ``recall@M`` for each M, ``ndcg``, ``ndcg_code``, ``map``.
+    DataFrame, indexed by user: ``R@M`` for each M, ``NDCG``, ``NDCG (code)``, ``MAP``.
     """
     lengths = np.diff(heldout.indptr)
     user = np.repeat(np.arange(len(lengths)), lengths)
@@ -227,10 +227,10 @@ def per_user(ranks: np.ndarray, heldout: sp.csr_matrix, recall_at=(40, 80, 120, 
 
     keep = np.flatnonzero(lengths)
     n = lengths[keep]
-    columns = {f"recall@{m}": total(ranks < m)[keep] / n for m in recall_at}
-    for name, gain in (("ndcg", paper_gain), ("ndcg_code", code_gain)):
+    columns = {f"R@{m}": total(ranks < m)[keep] / n for m in recall_at}
+    for name, gain in (("NDCG", paper_gain), ("NDCG (code)", code_gain)):
         columns[name] = total(gain(ranks))[keep] / total(gain(place))[keep]
-    columns["map"] = total((place + 1) / (ranks + 1))[keep] / n
+    columns["MAP"] = total((place + 1) / (ranks + 1))[keep] / n
     return pd.DataFrame(columns, index=pd.Index(keep, name="user"))
 
 
@@ -255,7 +255,7 @@ def validator(heldout, exclude):
 
     def validate(theta, beta) -> dict:
         frame = evaluate(theta, beta, heldout, exclude, (40,))
-        return frame[["ndcg", "recall@40"]].mean().to_dict()
+        return frame[["NDCG", "R@40"]].mean().to_dict()
 
     return validate
 

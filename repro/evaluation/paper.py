@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 _TAGGING = ["Prec", "Recall", "F", "AROC", "MAP"]
-_RANKING = ["recall@40", "recall@80", "recall@120", "recall@160", "recall@200", "ndcg"]
+_RANKING = ["R@40", "R@80", "R@120", "R@160", "R@200", "NDCG"]
 
 TAGGING = pd.DataFrame.from_dict(
     {"SPMF": [0.127, 0.146, 0.136, 0.712, 0.120], "NNet": [0.184, 0.207, 0.195, 0.781, 0.178]},
@@ -63,14 +63,14 @@ class Claim(NamedTuple):
 
 CLAIMS = [
     Claim("tagging", "NNet", "SPMF", "AROC"),
-    Claim("DEN in-matrix", "WMF", "PMF", "ndcg"),
-    Claim("DEN in-matrix", "PMF", "CTPF", "ndcg"),
-    Claim("DEN in-matrix", "CF + shallow", "WMF", "ndcg", equal=True),
-    Claim("DEN in-matrix", "CF + deep", "WMF", "ndcg", equal=True),
-    Claim("SPR in-matrix", "CF + deep", "WMF", "recall@40"),
-    Claim("SPR in-matrix", "CF + deep", "WMF", "ndcg"),
-    Claim("SPR in-matrix", "CF + deep", "CF + shallow", "recall@40"),
-    Claim("out-of-matrix", "CF + deep", "CF + shallow", "recall@40"),
-    Claim("out-of-matrix", "CF + deep", "CF + shallow", "ndcg"),
-    Claim("out-of-matrix", "CTPF", "CF + shallow", "recall@120"),
+    Claim("DEN in-matrix", "WMF", "PMF", "NDCG"),
+    Claim("DEN in-matrix", "PMF", "CTPF", "NDCG"),
+    Claim("DEN in-matrix", "CF + shallow", "WMF", "NDCG", equal=True),
+    Claim("DEN in-matrix", "CF + deep", "WMF", "NDCG", equal=True),
+    Claim("SPR in-matrix", "CF + deep", "WMF", "R@40"),
+    Claim("SPR in-matrix", "CF + deep", "WMF", "NDCG"),
+    Claim("SPR in-matrix", "CF + deep", "CF + shallow", "R@40"),
+    Claim("out-of-matrix", "CF + deep", "CF + shallow", "R@40"),
+    Claim("out-of-matrix", "CF + deep", "CF + shallow", "NDCG"),
+    Claim("out-of-matrix", "CTPF", "CF + shallow", "R@120"),
 ]

@@ -118,15 +118,15 @@ def tags_by_frequency(per_tag: pd.DataFrame, bands: int = 5) -> Figure:
     The best and the worst told tag of each of ``bands`` bands of frequency are named.
     """
     fig, ax = _panels(1, width=5.4, height=3.2)
-    shown = per_tag.dropna(subset=["aroc"])
-    ax.scatter(shown["songs"], shown["aroc"], s=9, alpha=0.6, color=COLOURS["CF + deep"], lw=0)
+    shown = per_tag.dropna(subset=["AROC"])
+    ax.scatter(shown["songs"], shown["AROC"], s=9, alpha=0.6, color=COLOURS["CF + deep"], lw=0)
     ax.axhline(0.5, color="0.5", ls="--", lw=0.8)
     edges = np.geomspace(shown["songs"].min(), shown["songs"].max() + 1, bands + 1)
     for _, band in shown.groupby(np.digitize(shown["songs"], edges)):
-        for tag, above in ((band["aroc"].idxmax(), True), (band["aroc"].idxmin(), False)):
+        for tag, above in ((band["AROC"].idxmax(), True), (band["AROC"].idxmin(), False)):
             ax.annotate(
                 str(tag).replace("$", r"\$"),
-                band.loc[tag, ["songs", "aroc"]],
+                band.loc[tag, ["songs", "AROC"]],
                 xytext=(0, 3 if above else -8),
                 textcoords="offset points",
                 fontsize=6.5,
@@ -137,7 +137,7 @@ def tags_by_frequency(per_tag: pd.DataFrame, bands: int = 5) -> Figure:
     return fig
 
 
-def convergence(histories: dict, metric: str = "ndcg") -> Figure:
+def convergence(histories: dict, metric: str = "NDCG") -> Figure:
     """Draw the objective after every half-step and validation ``metric`` after every sweep."""
     fig, (left, right) = _panels(2)
     for system, history in histories.items():
@@ -149,17 +149,17 @@ def convergence(histories: dict, metric: str = "ndcg") -> Figure:
         checked = frame.dropna(subset=[metric])
         right.plot(checked["sweep"], checked[metric], "o-", ms=3, color=colour(system))
     left.set(xlabel="sweep", ylabel="objective (lower is better)")
-    right.set(xlabel="sweep", ylabel=f"validation {metric.upper()}")
+    right.set(xlabel="sweep", ylabel=f"validation {metric}")
     left.legend()
     return fig
 
 
-def trials(frame: pd.DataFrame, metric: str = "ndcg") -> Figure:
+def trials(frame: pd.DataFrame, metric: str = "NDCG") -> Figure:
     """Draw the validation metric of every trial of every system, the winner marked."""
     values = {system: own for system, own in frame.groupby("system", sort=False)[metric]}
     return _rows_of_dots(
         values,
-        f"{metric.upper()} of a trial",
+        f"{metric} of a trial",
         lambda ax, y, own, _: ax.plot(own.max(), y, "o", ms=9, mfc="none", color="black"),
     )
 
@@ -222,8 +222,8 @@ def recall_curves(systems: dict, resamples: int, seed: int) -> Figure:
     fig, ax = _panels(1, width=5.2, height=3.4)
     lines = ["-", "--", ":", "-."]
     for i, (system, per_user) in enumerate(systems.items()):
-        columns = [c for c in per_user if c.startswith("recall@")]
-        at = [int(c.removeprefix("recall@")) for c in columns]
+        columns = [c for c in per_user if c.startswith("R@")]
+        at = [int(c.removeprefix("R@")) for c in columns]
         band = bootstrap(per_user[columns], resamples, seed)
         ax.fill_between(at, band["low"], band["high"], color=colour(system), alpha=0.2, lw=0)
         ax.plot(
@@ -257,7 +257,7 @@ def sweep(frame: pd.DataFrame, by: str, xlabel: str) -> Figure:
     return fig
 
 
-def thinning(frame: pd.DataFrame, metric: str = "ndcg") -> Figure:
+def thinning(frame: pd.DataFrame, metric: str = "NDCG") -> Figure:
     """Draw each system's metric, and what it has over WMF, by the share of the plays kept."""
     fig, (left, right) = _panels(2, width=4, height=3)
     plain = frame[frame["system"] == "WMF"].set_index(["share", "draw"])[metric]
@@ -267,10 +267,8 @@ def thinning(frame: pd.DataFrame, metric: str = "ndcg") -> Figure:
             band = shown.groupby("share").agg(["mean", "min", "max"])
             ax.fill_between(band.index, band["min"], band["max"], alpha=0.2, color=colour(system))
             ax.plot(band.index, band["mean"], "o-", ms=3, color=colour(system), label=system)
-    left.set(xscale="log", xlabel="share of training plays kept", ylabel=metric.upper())
-    right.set(
-        xscale="log", xlabel="share of training plays kept", ylabel=f"{metric.upper()} less WMF's"
-    )
+    left.set(xscale="log", xlabel="share of training plays kept", ylabel=metric)
+    right.set(xscale="log", xlabel="share of training plays kept", ylabel=f"{metric} less WMF's")
     left.legend(fontsize=7)
     return fig
 

@@ -21,11 +21,6 @@ HEADLINE = [
     "CF + shallow",
     "CF + deep",
 ]
-NAMES = {"ndcg": "NDCG", "ndcg_code": "NDCG (code)", "map": "MAP"}
-
-
-def _name(column: str) -> str:
-    return NAMES.get(column, column.replace("recall", "R"))
 
 
 def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: int) -> pd.DataFrame:
@@ -46,13 +41,12 @@ def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: i
     columns = next(list(frame) for frame in systems.values() if frame is not None)
     for system, frame in systems.items():
         if frame is None:
-            rows[system] = {_name(c): "not defined" for c in columns}
+            rows[system] = {c: "not defined" for c in columns}
             continue
         stats = bootstrap(frame, resamples, seed)
         half = (stats["high"] - stats["low"]) / 2
         rows[system] = {
-            _name(c): f"{stats['mean'][c]:.4f}\u00a0±" + f"{half[c]:.4f}".lstrip("0")
-            for c in columns
+            c: f"{stats['mean'][c]:.4f}\u00a0±" + f"{half[c]:.4f}".lstrip("0") for c in columns
         }
         rows[system]["users"] = f"{len(frame):,}"
     return _with_printed(rows, printed)
@@ -60,11 +54,11 @@ def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: i
 
 def _with_printed(rows: dict[str, dict], printed: pd.DataFrame | None) -> pd.DataFrame:
     for system in [] if printed is None else printed.index:
-        rows[f"paper: {system}"] = {_name(c): f"{v:.4f}" for c, v in printed.loc[system].items()}
+        rows[f"paper: {system}"] = {c: f"{v:.4f}" for c, v in printed.loc[system].items()}
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("system")
 
 
-def winners(trials: pd.DataFrame, by: list[str], metric: str = "ndcg") -> pd.DataFrame:
+def winners(trials: pd.DataFrame, by: list[str], metric: str = "NDCG") -> pd.DataFrame:
     """Return each group's best trial and the number of its trials."""
     groups = trials.groupby(by, sort=False)
     best = trials.loc[groups[metric].idxmax()].set_index(by)
@@ -118,7 +112,7 @@ def verdicts(
         printed = paper.PRINTED[claim.where][claim.metric]
         says = f"{claim.system} {'equals' if claim.equal else 'beats'} {claim.than}"
         row = {
-            "claim": f"{where}: {says} ({_name(claim.metric)})",
+            "claim": f"{where}: {says} ({claim.metric})",
             "paper": f"{printed[claim.system] - printed[claim.than]:+.4f}",
         }
         found = [draw[where] for draw in draws]
@@ -167,7 +161,7 @@ def over_draws(
     """
     rows = {}
     if than is not None:
-        ndcg = [pd.DataFrame({s: frame["ndcg"] for s, frame in draw.items()}) for draw in draws]
+        ndcg = [pd.DataFrame({s: frame["NDCG"] for s, frame in draw.items()}) for draw in draws]
         apart = [frame.sub(frame[than], axis=0) for frame in ndcg]
         means = pd.DataFrame([frame.mean() for frame in apart])
         interval = bootstrap(pd.concat(apart), resamples, seed)
@@ -175,7 +169,7 @@ def over_draws(
         each = pd.DataFrame([draw[system].mean() for draw in draws])
         mean, deviation = each.mean(), each.std(ddof=1)
         rows[system] = {
-            _name(c): f"{mean[c]:.4f}\u00a0±" + f"{deviation[c]:.4f}".lstrip("0") for c in each
+            c: f"{mean[c]:.4f}\u00a0±" + f"{deviation[c]:.4f}".lstrip("0") for c in each
         }
         if than not in (None, system):
             stats, seen = interval.loc[system], means[system]
@@ -188,7 +182,7 @@ def over_draws(
 def each_draw(draws: list[dict], seeds: list[int]) -> pd.DataFrame:
     """Return every mean that :func:`over_draws` averages: one row a system, draw and metric."""
     rows = [
-        {"system": system, "seed": seed, "metric": _name(column), "mean": mean}
+        {"system": system, "seed": seed, "metric": column, "mean": mean}
         for draw, seed in zip(draws, seeds, strict=True)
         for system, frame in draw.items()
         for column, mean in frame.mean().items()
@@ -204,13 +198,13 @@ def headline(systems: dict, metric: str, chance: float, resamples: int, seed: in
     chance : float
         What ``metric`` is for random lists here; in the paper it was 40 / 4871.
     """
-    frame = ranking({s: f[[metric, "ndcg"]] for s, f in systems.items()}, None, resamples, seed)
+    frame = ranking({s: f[[metric, "NDCG"]] for s, f in systems.items()}, None, resamples, seed)
     return beside_chance(frame, {s: f[metric].mean() for s, f in systems.items()}, chance)
 
 
 def beside_chance(frame: pd.DataFrame, means: dict, chance: float) -> pd.DataFrame:
     """Return ``frame``, one row a system, with ``means`` in multiples of chance and the paper's."""
-    printed = paper.DEN_OUT_OF_MATRIX["recall@40"].reindex(list(means))
+    printed = paper.DEN_OUT_OF_MATRIX["R@40"].reindex(list(means))
     mean, frame = pd.Series(means), frame.copy()
     columns = {
         "times chance": (mean / chance, "{:.1f}"),

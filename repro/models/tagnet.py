@@ -280,8 +280,8 @@ def per_tag(logits: np.ndarray, tags: sp.csr_matrix, annotate: int = 20, correct
 
     Returns
     -------
-    DataFrame, indexed by tag: ``songs`` (that have the tag), ``precision``, ``recall``, ``aroc``,
-    ``ap``; the last three are NaN for a tag on no song or, for ``aroc``, on all.
+    DataFrame, indexed by tag: ``songs`` (that have the tag), ``Prec``, ``Recall``, ``AROC``,
+    ``AP``; the last three are NaN for a tag on no song or, for ``AROC``, on all.
     """
     if not len(logits):
         raise ValueError("no song to judge: test_min_tags is too high, or no tagged test track")
@@ -296,28 +296,28 @@ def per_tag(logits: np.ndarray, tags: sp.csr_matrix, annotate: int = 20, correct
         frame = pd.DataFrame(
             {
                 "songs": songs,
-                "precision": hits / np.maximum(given.sum(0), 1),
-                "recall": np.where(songs > 0, hits / np.maximum(songs, 1), np.nan),
+                "Prec": hits / np.maximum(given.sum(0), 1),
+                "Recall": np.where(songs > 0, hits / np.maximum(songs, 1), np.nan),
             }
         )
     mixed = (songs > 0) & (songs < len(truth))
-    frame["aroc"] = np.nan
-    frame.loc[mixed, "aroc"] = [roc_auc_score(truth[:, t], score[:, t]) for t in mixed.nonzero()[0]]
-    frame["ap"] = np.nan
+    frame["AROC"] = np.nan
+    frame.loc[mixed, "AROC"] = [roc_auc_score(truth[:, t], score[:, t]) for t in mixed.nonzero()[0]]
+    frame["AP"] = np.nan
     some = np.flatnonzero(songs)
-    frame.loc[some, "ap"] = [average_precision_score(truth[:, t], score[:, t]) for t in some]
+    frame.loc[some, "AP"] = [average_precision_score(truth[:, t], score[:, t]) for t in some]
     return frame.rename_axis("tag")
 
 
 def summary(per_tag: pd.DataFrame) -> pd.Series:
     """Return the paper's Table 1 row: means over tags; F is that of the two means."""
-    precision, recall = per_tag["precision"].mean(), per_tag["recall"].mean()
+    precision, recall = per_tag["Prec"].mean(), per_tag["Recall"].mean()
     return pd.Series(
         {
             "Prec": precision,
             "Recall": recall,
             "F": 2 * precision * recall / max(precision + recall, 1e-12),
-            "AROC": per_tag["aroc"].mean(),
-            "MAP": per_tag["ap"].mean(),
+            "AROC": per_tag["AROC"].mean(),
+            "MAP": per_tag["AP"].mean(),
         }
     )
