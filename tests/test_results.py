@@ -90,14 +90,25 @@ def test_a_table_is_written_three_ways(run):
     back = pd.read_csv(tables / "toy.csv")
     pd.testing.assert_frame_equal(back, frame)  # the full precision, names unharmed
     markdown = (tables / "toy.md").read_text("utf-8")
-    row = "| A&#36;AP &#124; &lt;b&gt;Ke&#36;ha&lt;/b&gt; &amp; Æ | 0.3333 | 7 |"
+    row = "| A&#36;AP &#124; &lt;b&gt;Ke&#36;ha&lt;/b&gt; &amp; Æ | 0.333 | 7 |"
     assert row in " ".join(markdown.split())
     assert "synthetic data" in markdown
     assert "two users" in markdown
     latex = (tables / "toy.tex").read_text("utf-8")
     assert r"A\$AP" in latex
-    assert "0.3333" in latex
+    assert "0.333" in latex
     assert r"\begin{tabular}{lrr}" in latex
+
+
+def test_a_table_shows_its_typeset_form_and_keeps_its_numbers(run):
+    frame = pd.DataFrame({"mean": [0.12345]}, index=["deep"]).rename_axis("system")
+    run.table(frame, "toy", "Recall", shown=pd.DataFrame({"R@40": ["**0.123 ±.004**"]}))
+    tables = run.folder / "tables"
+    assert (tables / "toy.csv").read_text("utf-8") == "system,mean\ndeep,0.12345\n"
+    assert "**0.123 ±.004**" in (tables / "toy.md").read_text("utf-8")
+    assert r"\textbf{0.123 ±.004}" in (tables / "toy.tex").read_text("utf-8")
+    run.table(frame, "long", "All of it", shown=False)
+    assert [p.name for p in tables.glob("long.*")] == ["long.csv"]
 
 
 def test_a_table_shows_its_index_if_it_means_something(run, capsys):

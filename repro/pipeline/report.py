@@ -103,9 +103,12 @@ def page(folder: Path, made: dict, journals: dict[str, dict], stale: list[str]) 
                 image = f'<img src="figures/{quote(name)}.png" width="{width}"'
                 lines += [f'{image} alt="{html.escape(caption)}">', "", f"*{caption}*", ""]
             elif name not in top:
-                table = (folder / "tables" / f"{name}.md").read_text("utf-8")
-                link = f"Table: [{caption}](tables/{quote(name)}.md)\n"
-                lines += [link if table.count("\n|") > LONG_TABLE else table]
+                path = folder / "tables" / f"{name}.md"
+                table = path.read_text("utf-8") if path.exists() else ""
+                ending = "md" if table else "csv"
+                short = 0 < table.count("\n|") <= LONG_TABLE
+                link = f"Table: [{caption}](tables/{quote(name)}.{ending})\n"
+                lines += [table if short else link]
     return "\n".join(lines + _provenance(made))
 
 

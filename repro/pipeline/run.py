@@ -34,6 +34,8 @@ from tabulate import tabulate
 from repro.config import Profile, named
 
 ROOT = Path(__file__).resolve().parents[2]
+_NUMBER = re.compile(r"[*+−-]*\d|–$")  # what a cell with a number in it begins with
+_BOLD = re.compile(r"\*\*([-+−±.,\d\s\[\]~]+)\*\*")  # a cell in Markdown's bold
 PACKAGES = ("numpy", "scipy", "pandas", "polars", "h5py", "torch", "scikit-learn", "nltk")
 
 
@@ -192,19 +194,19 @@ def _unpack(arrays: dict[str, np.ndarray]) -> dict:
     return values
 
 
-def _formatted(frame: pd.DataFrame, float_format: str) -> tuple[list, list, list]:
+def _formatted(frame: pd.DataFrame) -> tuple[list, list, list]:
     """Return a frame's header, rows of text and column alignments."""
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index(names=[str(n or "") for n in frame.index.names])
 
     def text(value):
         if pd.api.types.is_scalar(value) and pd.isna(value):
-            return ""
-        return format(value, float_format) if isinstance(value, float | np.floating) else str(value)
+            return "–"
+        return f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
 
-    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
     rows = [[text(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    return [str(c) for c in frame.columns], rows, ["right" if n else "left" for n in numeric]
+    numbers = [all(map(_NUMBER.match, column)) for column in zip(*rows, strict=True)]
+    return [str(c) for c in frame.columns], rows, ["right" if n else "left" for n in numbers]
 
 
 def _markdown_safe(text: str) -> str:
@@ -518,39 +520,49 @@ class Run(Store):
         name: str,
         caption: str,
         note: str = "",
-        float_format: str = ".4f",
-        shown: bool = True,
+        shown: pd.DataFrame | bool | None = None,
     ) -> None:
-        """Save a table as CSV (full precision), Markdown and LaTeX, and show it, or a link to it.
+        """Save a table of numbers as CSV, and show it, typeset, on the page, in Markdown and LaTeX.
 
         The index is a column of the table unless it merely counts the rows.
+
+        Parameters
+        ----------
+        frame : DataFrame
+            One number or name per cell; goes to the CSV in full precision.
+        note : str
+            What the reader must know to read it; stands below, with the provenance.
+        shown : DataFrame or False, optional
+            The same for the page, as :func:`repro.evaluation.tables.typeset` makes it, bold cells
+            between ``**``; None shows ``frame`` itself, and False a link to the CSV, no more.
         """
-        header, rows, align = _formatted(frame, float_format)
-        below = " · ".join(filter(None, [note, self.provenance]))
-
-        def drawn(style, head=header, body=rows):
-            return tabulate(body, head, tablefmt=style, disable_numparse=True, colalign=align)
-
-        safe_rows = [[_markdown_safe(cell) for cell in row] for row in rows]
-        markdown = drawn("pipe", [_markdown_safe(cell) for cell in header], safe_rows)
         counted = isinstance(frame.index, pd.RangeIndex)
-        texts = {
-            "csv": frame.to_csv(index=not counted, lineterminator="\n"),
-            "md": f"**{caption}**\n\n{markdown}\n\n<small>{html.escape(below)}</small>\n",
-            "tex": f"% {' '.join(caption.split())} ({below})\n{drawn('latex_booktabs')}\n",
-        }
+        texts = {"csv": frame.to_csv(index=not counted, lineterminator="\n")}
+        below = " · ".join(filter(None, [note, self.provenance]))
+        if shown is not False:
+            header, rows, align = _formatted(frame if shown is None else shown)
+
+            def drawn(style, head=header, body=rows):
+                return tabulate(body, head, tablefmt=style, disable_numparse=True, colalign=align)
+
+            safe_rows = [[_markdown_safe(cell) for cell in row] for row in rows]
+            markdown = drawn("pipe", [_markdown_safe(cell) for cell in header], safe_rows)
+            latex = _BOLD.sub(r"\\textbf{\1}", drawn("latex_booktabs"))
+            texts["md"] = f"**{caption}**\n\n{markdown}\n\n<small>{html.escape(below)}</small>\n"
+            texts["tex"] = f"% {' '.join(caption.split())} ({below})\n{latex}\n"
         paths = [self.folder / "tables" / f"{name}.{ending}" for ending in texts]
         for path, text in zip(paths, texts.values(), strict=True):
             with atomic(path) as file:
                 file.write(text.encode())
         self._shown("table", name, caption)
         self._made(*paths)
-        if not shown:
-            display(Markdown(f"{caption}: [{name}.csv](../tables/{name}.csv), {len(rows)} rows"))
+        if shown is False:
+            display(Markdown(f"{caption}: [{name}.csv](../tables/{name}.csv), {len(frame)} rows"))
             return
         # The class keeps MathJax from reading the dollar signs in artists' names.
         page = f"<p><b>{html.escape(caption)}</b></p>"
         cells = re.sub("<(t[dh])>", r'<\1 style="text-align: left;">', drawn("html"))
+        cells = _BOLD.sub(r"<b>\1</b>", cells)
         page += f'<div class="tex2jax_ignore">{cells}</div>'
         page += f"<p><small>{html.escape(below)}</small></p>"
         plain = f"{caption}\n{drawn('simple')}\n{below}"
