@@ -103,11 +103,10 @@ def write_msd(root: Path, size) -> int:
     return plays.nnz
 
 
-def prepare(profile: str, root, small: bool):
+def read_all(profile: str, root, small: bool):
     """Do the long part of notebook 1: read, choose DEN, split it."""
     from repro import config
-    from repro.data import prepare as datasets
-    from repro.data import splits
+    from repro.data import prepare, splits
 
     chosen = config.PROFILES[profile]
     if small:
@@ -116,7 +115,7 @@ def prepare(profile: str, root, small: bool):
         chosen = replace(chosen, min_songs_per_tag=2, **changes)
     while True:
         began = time.perf_counter()
-        data = datasets.load(chosen, root)
+        data = prepare.load(chosen, root)
         users, items = splits.dense_subset(
             data.plays, chosen.min_songs_per_user, chosen.min_users_per_song
         )
@@ -172,7 +171,7 @@ def run(options: Options, report: Report) -> None:
         root.mkdir()
         written = write(root, sizes[profile])
         say(f"  {profile}: {written:,} plays written")
-        with Worker(prepare, profile=profile, root=root, small=options.small) as worker:
+        with Worker(read_all, profile=profile, root=root, small=options.small) as worker:
             turn = worker.turn()
         if turn["read"] != written or turn["split"]:
             raise AssertionError(f"{profile}: {turn} of {written:,} plays")

@@ -5,7 +5,7 @@ import os
 import sys
 
 from repro.config import PROFILES, VARIANTS
-from repro.data import files as sources
+from repro.data import files
 from repro.pipeline import report, runner
 from repro.pipeline import run as results
 
@@ -63,9 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fetch_data(arguments: list[str]) -> int:
     """Download the files of profiles, or some by name, and return the exit status."""
-    from repro.data import fetch
-    from repro.data import prepare as datasets
-    from repro.data import raw as readers
+    from repro.data import prepare, raw
 
     real = [name for name, profile in PROFILES.items() if profile.source != "world"]
     parser = argparse.ArgumentParser(
@@ -81,45 +79,40 @@ def fetch_data(arguments: list[str]) -> int:
     if given.data:
         os.environ["REPRO_DATA"] = os.path.abspath(given.data)
     root = results.data_root()
-    files = {name: sources.find(name, root) for name in sources.names()}
-    needed = {name: [s.path.name for s in sources.required(PROFILES[name], root)] for name in real}
     if given.list or not given.names:
-        used_by = {
-            s.path.name: [p for p in real if s.path.name in needed[p]] for s in files.values()
-        }
-        print(fetch.listing(list(files.values()), used_by))
+        print(files.listing(root))
         return runner.DONE
     chosen = {}
     for name in given.names:
         if name in real:
-            chosen |= {s.path.name: s for s in sources.required(PROFILES[name], root)}
-        elif name in files:
-            chosen[name] = files[name]
+            chosen |= {s.path.name: s for s in files.required(PROFILES[name], root)}
+        elif name in files.names():
+            chosen[name] = files.find(name, root)
         else:
-            print(f"unknown {name!r}: choose of {', '.join([*real, *files])}")
+            print(f"unknown {name!r}: choose of {', '.join([*real, *files.names()])}")
             return runner.REFUSED
     status = runner.DONE
     for name, source in chosen.items():
         there = source.path.exists()
         try:
             if given.offline and not there:
-                raise fetch.FetchError(sources.described(source))
+                raise files.FetchError(files.described(source))
             print(f"{name}: {'there' if there else f'{source.size}, {source.licence}'}", flush=True)
             with runner.stoppable():
-                fetch.fetch(source, mirror=given.mirror)
-        except (fetch.FetchError, OSError, ValueError) as error:
+                files.fetch(source, mirror=given.mirror)
+        except (files.FetchError, OSError, ValueError) as error:
             print(error)
             status = runner.FAILED
         except KeyboardInterrupt:
             print(f"\nInterrupted at {name}; the same command goes on")
             return runner.INTERRUPTED
     for name in given.names:
-        if name not in real or sources.missing(PROFILES[name], root):
+        if name not in real or files.missing(PROFILES[name], root):
             continue
         try:
             print(f"{name}: reading it ...", flush=True)
-            print(datasets.check(PROFILES[name], root))
-        except (readers.BadInput, OSError) as error:
+            print(prepare.check(PROFILES[name], root))
+        except (raw.BadInput, OSError) as error:
             print(error)
             status = runner.FAILED
     return status

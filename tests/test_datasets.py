@@ -1,19 +1,17 @@
 """The readers on a folder small enough to work out by hand, on broken files, on genuine samples."""
 
+import gzip
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
-import polars as pl
 import pytest
 from folders import TRIPLETS, write_msd, write_spotify, write_subset, write_track
 
 from repro import config
-from repro.data import files as sources
-from repro.data import prepare as datasets
-from repro.data import raw as readers
+from repro.data import files, prepare, raw
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
 genuine = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no genuine samples in {SAMPLES}")
@@ -26,7 +24,7 @@ def folder(tmp_path):
 
 
 def test_plays_follow_the_recipe(folder):
-    data = datasets.load(PROFILE, folder)
+    data = prepare.load(PROFILE, folder)
     plays = {
         (data.user_ids[u], data.item_ids[i]): n
         for u, i, n in zip(*data.plays.nonzero(), data.plays.data, strict=True)
@@ -49,7 +47,7 @@ def test_plays_follow_the_recipe(folder):
 
 
 def test_tags_follow_the_recipe(folder):
-    data = datasets.load(PROFILE, folder)
+    data = prepare.load(PROFILE, folder)
     # "seen live" says nothing of the sound, "polka" is rare, a summed value of 0 is no tag
     assert list(data.vocabulary) == ["altcountri", "randb"]
     assert list(data.tag_tracks) == ["TRAAB01", "TRAAB03", "TRAAB06"]
@@ -61,19 +59,19 @@ def test_tags_follow_the_recipe(folder):
 
 def test_the_subset_is_what_its_tracks_say(tmp_path):
     profile = replace(config.SUBSET, min_songs_per_tag=2)
-    data = datasets.load(profile, write_subset(tmp_path))
-    whole = datasets.load(PROFILE, tmp_path)
+    data = prepare.load(profile, write_subset(tmp_path))
+    whole = prepare.load(PROFILE, tmp_path)
     assert list(data.item_ids) == ["SOA", "SOB"]  # SOLOST has no track there; SOBAD is bad
     assert (data.plays != whole.plays[:2, :2]).nnz == 0
     assert list(data.item_names) == list(whole.item_names[:2])
     assert list(data.tag_tracks) == ["TRAAB01", "TRAAB03", "TRAAB06"]
-    assert datasets.bags(profile, tmp_path)("TRAAB01").shape == (3, 12)
+    assert prepare.bags(profile, tmp_path)("TRAAB01").shape == (3, 12)
     assert data.facts["triplets of songs in the subset"] == 5 and data.facts["tracks read"] == 5
 
 
 def test_tables_of_tracks(tmp_path):
     profile = replace(config.MSD_SPOTIFY, min_songs_per_tag=2)
-    data = datasets.load(profile, write_spotify(tmp_path))
+    data = prepare.load(profile, write_spotify(tmp_path))
     assert list(data.item_ids) == list(data.item_tracks) == ["TR0", "TR1", "TR2", "TR3"]
     assert data.plays.toarray().tolist() == [[1, 2, 0, 0], [3, 0, 1, 4]]
     assert list(data.item_names)[:2] == ["ann - Song 0", "ann - Song 1"]
@@ -83,19 +81,19 @@ def test_tables_of_tracks(tmp_path):
     artists = dict(TR0="ann", TR1="ann", TR2="bob", TR4="bob")
     taught = {artists[track] for track in data.tag_tracks[data.tag_train]}
     assert not taught & {artists[track] for track in data.tag_tracks[data.tag_test]}
-    bag = datasets.bags(profile, tmp_path)
+    bag = prepare.bags(profile, tmp_path)
     assert bag("TR3").shape == (1, 10) and bag("TR9").shape == (0, 10)
 
 
 def test_bags_are_the_frames_and_may_be_empty(folder):
-    bag = datasets.bags(PROFILE, folder)
+    bag = prepare.bags(PROFILE, folder)
     assert np.array_equal(bag("TRAAB01"), np.arange(24).reshape(2, 12))
     assert bag("TRAAB01").dtype == np.float32
     assert bag("TRAAB03").shape == bag("").shape == (0, 12)
 
 
 def test_broken_tracks_count_as_silent_and_are_listed(folder):
-    bag = datasets.bags(PROFILE, folder)
+    bag = prepare.bags(PROFILE, folder)
     broken = write_track(folder / "msd", "TRAAB07", np.zeros((2, 12)))
     broken.write_bytes(broken.read_bytes()[:100])
     write_track(folder / "msd", "TRAAB08", np.zeros((2, 5)))
@@ -111,10 +109,10 @@ def test_broken_tracks_count_as_silent_and_are_listed(folder):
 
 @pytest.mark.parametrize(("broken", "of"), [(20, 20), (21, 210), (21, 209)])
 def test_many_broken_tracks_stop_the_run(folder, broken, of):
-    bag = datasets.bags(PROFILE, folder)
+    bag = prepare.bags(PROFILE, folder)
     tracks = [f"TRNONE{number}" for number in range(broken)]
     if (broken, of) == (21, 209):
-        with pytest.raises(datasets.BadInput, match=r"21 of 209 tracks cannot be read; one.*h5"):
+        with pytest.raises(prepare.BadInput, match=r"21 of 209 tracks cannot be read; one.*h5"):
             bag.broken(tracks, of)
     else:
         assert len(bag.broken(tracks, of)) == broken
@@ -124,41 +122,34 @@ def test_triplets_are_read_from_the_zip_as_shipped(folder):
     text = folder / "train_triplets.txt"
     with zipfile.ZipFile(folder / "train_triplets.txt.zip", "w") as archive:
         archive.write(text, text.name)
-    before = datasets.load(PROFILE, folder)
+    before = prepare.load(PROFILE, folder)
     text.unlink()
-    after = datasets.load(PROFILE, folder)
+    after = prepare.load(PROFILE, folder)
     assert (before.plays != after.plays).nnz == 0
     assert list(before.item_ids) == list(after.item_ids)
 
 
 @pytest.mark.parametrize("profile", config.PROFILES.values())
 def test_missing_files_are_all_named_with_their_origin(tmp_path, profile):
-    missing = sources.missing(profile, tmp_path)
-    assert missing == sources.required(profile, tmp_path)
-    with pytest.raises(sources.MissingData) as caught:
-        datasets.load(profile, tmp_path)
+    missing = files.missing(profile, tmp_path)
+    assert missing == files.required(profile, tmp_path)
+    with pytest.raises(files.MissingData) as caught:
+        prepare.load(profile, tmp_path)
     for source in missing:
         for said in (source.path.name, source.origin, source.size, source.licence, str(tmp_path)):
             assert said in str(caught.value)
 
 
-def test_fingerprint_follows_content_and_not_dates(folder):
-    before = sources.fingerprint(PROFILE, folder)
+def test_the_digest_follows_content_and_not_dates(folder):
+    seen = [files.data_digest(PROFILE, folder)]
     (folder / "train_triplets.txt").touch()
-    assert sources.fingerprint(PROFILE, folder) == before
+    assert files.data_digest(PROFILE, folder) == seen[0]
     (folder / "train_triplets.txt").write_text(TRIPLETS.replace("\t9", "\t8"))
-    changed = sources.fingerprint(PROFILE, folder)
-    assert changed != before
-    write_track(folder / "msd", "TRAAB01", np.ones((2, 12)))
-    assert sources.fingerprint(PROFILE, folder) != changed
-
-
-def test_no_track_changes_unseen(folder):
-    seen = [sources.census(PROFILE, folder)]
-    for frames in (2, 900):
-        write_track(folder / "msd", "TRABC09", np.ones((frames, 12)))
-        seen.append(sources.census(PROFILE, folder))
-    assert len(set(seen)) == 3
+    seen.append(files.data_digest(PROFILE, folder))
+    for track, frames in (("TRAAB01", 2), ("TRABC09", 2), ("TRABC09", 900)):
+        write_track(folder / "msd", track, np.ones((frames, 12)))
+        seen.append(files.data_digest(PROFILE, folder))
+    assert len(set(seen)) == 5
 
 
 @pytest.mark.parametrize(
@@ -170,28 +161,39 @@ def test_no_track_changes_unseen(folder):
     ],
 )
 def test_spellings_meet_in_a_stem(spellings, stem):
-    assert {datasets.sanitise(spelling) for spelling in spellings} == {stem}
+    assert {prepare.sanitise(spelling) for spelling in spellings} == {stem}
 
 
 def test_artist_names_meet_in_a_key():
-    assert datasets.artist_key("The Beatles") == datasets.artist_key("beatles")
-    assert datasets.artist_key("Sigur Rós") == datasets.artist_key("sigur ros")
-    assert datasets.artist_key("Simon & Garfunkel") == datasets.artist_key("simon and garfunkel")
-    assert datasets.artist_key("Thes") != datasets.artist_key("s")
-    assert datasets.artist_key("!!!") == ""
+    assert prepare.artist_key("The Beatles") == prepare.artist_key("beatles")
+    assert prepare.artist_key("Sigur Rós") == prepare.artist_key("sigur ros")
+    assert prepare.artist_key("Simon & Garfunkel") == prepare.artist_key("simon and garfunkel")
+    assert prepare.artist_key("Thes") != prepare.artist_key("s")
+    assert prepare.artist_key("!!!") == ""
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """The genuine files under the names that they are downloaded by."""
+    folder = tmp_path_factory.mktemp("samples")
+    for name in ("hetrec2011-lastfm-2k.zip", "msd_h5"):
+        (folder / name).symlink_to(SAMPLES / name)
+    with gzip.open(SAMPLES / "msd_spotify_tracks.csv.gz") as packed:
+        (folder / "Music Info.csv").write_bytes(packed.read())
+    return folder
 
 
 @genuine
 def test_genuine_triplets():
-    table = readers.triplets(SAMPLES / "taste_profile_sample.tsv")
+    table = raw.triplets(SAMPLES / "taste_profile_sample.tsv")
     assert table.height == 7_023
     assert table["user"].n_unique() == 245
     assert table["song"].n_unique() == 5_583
 
 
 @genuine
-def test_genuine_listening_with_descriptors():
-    data = datasets.load(config.LASTFM, SAMPLES)
+def test_genuine_listening_with_descriptors(samples):
+    data = prepare.load(config.LASTFM, samples)
     assert data.facts["users read"] == 1_892
     assert data.facts["artists read"] == 17_632
     assert data.facts["user-artist pairs read"] == 92_834
@@ -203,34 +205,24 @@ def test_genuine_listening_with_descriptors():
     assert data.facts["tags that are frequent"] == 585
     assert data.plays.shape[1] == len(set(data.item_ids)) == 4_244
     assert not (data.tag_train & data.tag_test).any() and (data.tag_train | data.tag_test).all()
-    bag = datasets.bags(config.LASTFM, SAMPLES)
+    bag = prepare.bags(config.LASTFM, samples)
     sizes = [len(bag(track)) for track in data.item_tracks]
     assert min(sizes) > 0
     assert sum(sizes) == 27_028
     spelt = dict(zip(data.item_ids, data.item_names, strict=True))
     assert spelt["sigurros"] == "Sigur Rós"
-    assert bag("sigurros").shape[1] == len(datasets.DESCRIPTORS) == 10
+    assert bag("sigurros").shape[1] == len(prepare.DESCRIPTORS) == 10
 
 
 @genuine
-def test_genuine_listening_with_timbre():
-    data = datasets.load(config.LASTFM_TIMBRE, SAMPLES)
-    bag = datasets.bags(config.LASTFM_TIMBRE, SAMPLES)
+def test_genuine_listening_with_timbre(samples):
+    data = prepare.load(config.LASTFM_TIMBRE, samples)
+    bag = prepare.bags(config.LASTFM_TIMBRE, samples)
     assert len(set(data.item_tracks)) == len(data.item_ids) > 250
     assert set(data.tag_tracks) <= set(data.item_tracks)
-    path = min((SAMPLES / "msd_h5").glob("?/?/?/*.h5"))
+    path = min((samples / "msd_h5").glob("?/?/?/*.h5"))
     with h5py.File(path) as file:
         assert np.allclose(bag(path.stem), file["analysis"]["segments_timbre"][:], rtol=1e-6)
     frames = bag(data.item_tracks[0])
     assert frames.shape[1] == 12
     assert 0 <= np.median(frames[:, 0]) <= 60
-
-
-def test_descriptor_table_under_its_other_name(tmp_path):
-    columns = {name: [0.5, 1.5] for name in datasets.DESCRIPTORS}
-    pl.DataFrame({"track_id": ["a", "b"], "artist": ["The Ann", "ann"], **columns}).write_csv(
-        tmp_path / "Music Info.csv"
-    )
-    bag = datasets.bags(config.LASTFM, tmp_path)
-    assert bag("ann").tolist() == [[0.5] * 10, [1.5] * 10]
-    assert bag("bob").shape == (0, 10)

@@ -1,6 +1,5 @@
 """Every fault of the raw files, one by one, and what becomes of it: the table in FAULTS.md."""
 
-import gzip
 import importlib
 import os
 import sqlite3
@@ -28,9 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from repro import config
-from repro.data import files as sources
-from repro.data import prepare as datasets
-from repro.data import raw as readers
+from repro.data import files, prepare, raw
 
 PROFILES = {
     "msd": (replace(config.PAPER, min_songs_per_tag=2), write_msd),
@@ -85,18 +82,11 @@ def damaged(content):
     def do(folder):
         zipped(content)(folder)
         path = folder / "train_triplets.txt.zip"
-        raw = bytearray(path.read_bytes())
-        raw[len(raw) // 3] ^= 255
-        path.write_bytes(raw)
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 3] ^= 255
+        path.write_bytes(damaged)
 
     return do
-
-
-def gzipped(folder):
-    (folder / "Music Info.csv").unlink()
-    path = folder / "msd_spotify_tracks.csv.gz"
-    path.write_bytes(gzip.compress(INFO.encode()))
-    cut(path.name)(folder)
 
 
 def sql(name, *statements):
@@ -267,7 +257,7 @@ FAULTS = [
           r"user_artists\.dat, line 3: expected a positive integer as weight, found 0"),
     Fault("lastfm", "hetrec2011-lastfm-2k.zip", "an id that is missing",
           lambda f: write_hetrec(f, user_artists="userID\tartistID\tweight\n7\t1\t5\n\t2\t1\n"),
-          r"user_artists\.dat, line 3: expected a value as userID, found none"),
+          r"user_artists\.dat, line 3: expected a value as userID"),
     Fault("lastfm", "hetrec2011-lastfm-2k.zip", "bytes that are not UTF-8 in a name",
           lambda f: write_hetrec(f, artists=b"id\tname\n1\tThe Ann\n2\tBob\n3\tC\xffid\n"),
           holds=lambda d, bag: list(d.item_ids) == ["ann", "bob"],
@@ -279,8 +269,6 @@ FAULTS = [
           lambda f: write_hetrec(f, tags="tagID,tagValue\n1,rock\n"),
           r"tags\.dat: expected columns"),
     Fault("lastfm", "Music Info.csv", "an empty file", "", r"Music Info\.csv: expected columns"),
-    Fault("lastfm", "msd_spotify_tracks.csv.gz", "cut short", gzipped,
-          r"tracks\.csv\.gz: broken, cut short"),
     Fault("spotify", "Music Info.csv", "a number that is none",
           INFO.replace("0.5,0.5,-8.0", "0.5,0.5,loud", 1),
           r"Music Info\.csv, line 2: expected a number as loudness, found 'loud'"),
@@ -320,11 +308,11 @@ def happens(fault, folder):
     else:
         (folder / fault.file).write_text(fault.do)
     if not fault.error:
-        data, bag = datasets.load(profile, folder), datasets.bags(profile, folder)
+        data, bag = prepare.load(profile, folder), prepare.bags(profile, folder)
         assert fault.holds(data, bag)
         return fault.so
-    with pytest.raises(readers.BadInput, match=fault.error) as caught:
-        datasets.load(profile, folder)
+    with pytest.raises(raw.BadInput, match=fault.error) as caught:
+        prepare.load(profile, folder)
     said = str(caught.value)
     assert "\n" not in said and len(said) < 400 and str(folder) in said
     ours = said.partition("; ")[0]  # what libraries add differs from version to version
@@ -375,26 +363,23 @@ def test_the_table_says_what_happens(tmp_path):
 @given(content=st.binary(max_size=200))
 @anew
 @pytest.mark.parametrize("name", ["triplets", "history", "table", "query", "hotness", "timbre",
-                                  "zipped", "gzipped", "member"])  # fmt: skip
+                                  "zipped", "member"])  # fmt: skip
 def test_any_bytes_are_read_or_named(name, content, tmp_path):
-    path = tmp_path / {"timbre": "T.h5", "zipped": "file.zip", "gzipped": "file.gz"}.get(
-        name, "file"
-    )
+    path = tmp_path / {"timbre": "T.h5", "zipped": "file.zip"}.get(name, "file")
     path.write_bytes(content)
     calls = {
-        "zipped": lambda: readers.triplets(path),
-        "gzipped": lambda: readers.table(path, {"id": readers.pl.Int32}),
-        "member": lambda: readers.table(path, {"id": readers.pl.Int32}, member="a"),
-        "triplets": lambda: readers.triplets(path),
-        "history": lambda: readers.history(path),
-        "table": lambda: readers.table(path, {"id": readers.pl.Int32}),
-        "query": lambda: readers.query(path, "SELECT a FROM b", {}),
-        "hotness": lambda: readers.hotness(path),
-        "timbre": lambda: readers.timbre(tmp_path, "T"),
+        "zipped": lambda: raw.triplets(path),
+        "member": lambda: raw.table(path, {"id": raw.pl.Int32}, "a"),
+        "triplets": lambda: raw.triplets(path),
+        "history": lambda: raw.history(path),
+        "table": lambda: raw.table(path, {"id": raw.pl.Int32}),
+        "query": lambda: raw.query(path, "SELECT a FROM b", {}),
+        "hotness": lambda: raw.hotness(path),
+        "timbre": lambda: raw.timbre(tmp_path, "T"),
     }
     try:
         calls[name]()
-    except readers.BadInput as error:
+    except raw.BadInput as error:
         assert "file" in str(error) or "T.h5" in str(error)
 
 
@@ -406,7 +391,7 @@ NAMES = st.text(st.characters(codec="utf8", exclude_characters="\t\r\n\0"), min_
 def test_triplets_come_back_as_they_were_written(rows, tmp_path):
     path = tmp_path / "plays.txt"
     path.write_text("".join(f"{u}\t{s}\t{n}\n" for u, s, n in rows), "utf8", newline="")
-    table = readers.triplets(path).cast({"user": readers.pl.String, "song": readers.pl.String})
+    table = raw.triplets(path).cast({"user": raw.pl.String, "song": raw.pl.String})
     assert table.rows() == rows
 
 
@@ -417,7 +402,7 @@ def test_descriptors_are_finite_or_left_out(values, tmp_path):
     (tmp_path / "Music Info.csv").write_text(
         text[0] + f"TR0,Song,ann,rock,{','.join(map(str, values))}\n" + text[2]
     )
-    bag = datasets.bags(config.MSD_SPOTIFY, tmp_path)
+    bag = prepare.bags(config.MSD_SPOTIFY, tmp_path)
     with np.errstate(over="ignore"):
         expected = np.array([values], np.float32)
     whole = np.isfinite(expected).all()
@@ -431,13 +416,13 @@ def test_a_damaged_zip_is_read_or_named(damage, tmp_path):
     path = tmp_path / "train_triplets.txt.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("train_triplets.txt", TRIPLETS * 50)
-    raw = bytearray(path.read_bytes())
+    content = bytearray(path.read_bytes())
     for place, byte in damage:
-        raw[place % len(raw)] = byte
-    path.write_bytes(raw)
+        content[place % len(content)] = byte
+    path.write_bytes(content)
     try:
-        assert readers.triplets(path).height == 6 * 50
-    except readers.BadInput as error:
+        assert raw.triplets(path).height == 6 * 50
+    except raw.BadInput as error:
         assert path.name in str(error)
 
 
@@ -453,11 +438,11 @@ def test_tags_are_those_whose_values_add_up_to_more_than_nothing(rows, tmp_path)
     write_tags(path, rows or [("a", "rock", 0.0)])
     sql_text = "SELECT tids.tid AS track, tags.tag AS tag, val FROM tid_tag JOIN tids ON" \
         " tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag"  # fmt: skip
-    kinds = {"track": readers.pl.String, "tag": readers.pl.String, "val": readers.pl.Float64}
-    matrix, tracks, vocabulary = datasets._tags(readers.query(path, sql_text, kinds), 1, {})
+    kinds = {"track": raw.pl.String, "tag": raw.pl.String, "val": raw.pl.Float64}
+    matrix, tracks, vocabulary = prepare._tags(raw.query(path, sql_text, kinds), 1, {})
     sums = {}
     for track_id, tag, value in rows:
-        key = track_id, datasets.sanitise(tag)
+        key = track_id, prepare.sanitise(tag)
         sums[key] = sums.get(key, 0.0) + value
     found = {(tracks[r], vocabulary[c]) for r, c in zip(*matrix.nonzero(), strict=True)}
     assert found == {key for key, total in sums.items() if total > 0}
@@ -466,6 +451,6 @@ def test_tags_are_those_whose_values_add_up_to_more_than_nothing(rows, tmp_path)
 def test_an_unknown_profile_or_a_missing_file_is_one_plain_line(tmp_path):
     with pytest.raises(ValueError, match=r"unknown profile 'dmeo': choose one of demo, smoke"):
         config.named("dmeo")
-    with pytest.raises(sources.MissingData, match=r"missing hetrec2011-lastfm-2k\.zip"):
-        datasets.load(config.LASTFM, tmp_path)
+    with pytest.raises(files.MissingData, match=r"missing hetrec2011-lastfm-2k\.zip"):
+        prepare.load(config.LASTFM, tmp_path)
     assert len(SONGS) == 6  # what the folders hold

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from repro import config
-from repro.data import prepare as datasets
-from repro.data import splits, synthetic
+from repro.data import prepare, splits, synthetic
 from repro.evaluation import metrics
 from repro.models import tagnet as tagging
 from repro.models import vq, wmf
@@ -22,7 +21,7 @@ def world(tmp_path_factory):
     """Prepare the smoke world as the notebooks do, up to the content of every song."""
     p, root = PROFILE, tmp_path_factory.mktemp("planted") / "world"
     synthetic.write_world(p.world, p.seed, root)
-    data, read = datasets.load(p, root), datasets.bags(p, root)
+    data, read = prepare.load(p, root), prepare.bags(p, root)
 
     users, items = splits.dense_subset(data.plays, p.min_songs_per_user, p.min_users_per_song)
     items = np.random.default_rng(p.seed).permutation(items)

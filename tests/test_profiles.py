@@ -15,8 +15,7 @@ import pytest
 from folders import in_the_form_of
 
 from repro import config
-from repro.data import prepare as datasets
-from repro.data import synthetic
+from repro.data import prepare, synthetic
 from repro.pipeline import run as results
 
 
@@ -35,23 +34,23 @@ def listening(data, name):
 
 def test_every_source_reads_the_same_listening(world, tmp_path):
     few = {"min_songs_per_tag": 5}
-    expected = datasets.load(config.SMOKE, world)
+    expected = prepare.load(config.SMOKE, world)
     song_of = dict(zip(expected.item_tracks, expected.item_ids, strict=True))
 
     folder = in_the_form_of("msd", world, tmp_path / "msd")
-    paper = datasets.load(replace(config.PAPER, **few), folder)
+    paper = prepare.load(replace(config.PAPER, **few), folder)
     for name in ("user_ids", "item_ids", "item_tracks", "item_names", "vocabulary", "tag_train"):
         assert np.array_equal(getattr(paper, name), getattr(expected, name))
     assert (paper.plays != expected.plays).nnz == (paper.tags != expected.tags).nnz == 0
 
     folder = in_the_form_of("subset", world, tmp_path / "subset")
-    subset = datasets.load(replace(config.SUBSET, **few), folder)
+    subset = prepare.load(replace(config.SUBSET, **few), folder)
     found, whole = listening(subset, str), listening(expected, str)
     assert 0.7 < found.shape[1] / whole.shape[1] < 0.9
     assert (found == whole.loc[found.index, found.columns]).all(axis=None)
 
     folder = in_the_form_of("spotify", world, tmp_path / "spotify")
-    spotify = datasets.load(replace(config.MSD_SPOTIFY, **few), folder)
+    spotify = prepare.load(replace(config.MSD_SPOTIFY, **few), folder)
     found = listening(spotify, lambda track: song_of.get(track, track))
     shared = found.columns.intersection(whole.columns)
     assert len(shared) > 0.97 * whole.shape[1]  # those whose one track is silent are not there
@@ -85,9 +84,9 @@ def tag_more(folder):
 @pytest.mark.long
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_whole_run_on_files_in_its_form(name, tmp_path):
-    files, profile = tmp_path / "files", config.PROFILES[name]
-    synthetic.write_world(WORLDS[name], 1, files)
-    folder = in_the_form_of(profile.source, files, tmp_path / name)
+    source, profile = tmp_path / "files", config.PROFILES[name]
+    synthetic.write_world(WORLDS[name], 1, source)
+    folder = in_the_form_of(profile.source, source, tmp_path / name)
     if name == "paper":
         tag_more(folder)
     command = [sys.executable, "-m", "repro", "--profile", name, "--data", str(folder)]

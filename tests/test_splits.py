@@ -117,9 +117,9 @@ def test_cold_artists_come_whole(numbers, fraction, seed):
     assert np.array_equal(cold, splits.cold_artists(artists, fraction, seed))
 
 
-def test_veiled_items_are_drawn_from_those_not_seen():
+def test_pseudo_cold_items_are_drawn_from_those_not_seen():
     seen = np.arange(50) % 2 == 0
-    veiled = splits.veiled_items(10, seen, 1)
+    veiled = splits.pseudo_cold_items(10, seen, 1)
     assert len(set(veiled)) == 10 and (veiled % 2 == 1).all() and list(veiled) == sorted(veiled)
-    assert len(splits.veiled_items(40, seen, 1)) == 25  # no more than there are
-    assert not np.array_equal(veiled, splits.veiled_items(10, seen, 2))
+    assert len(splits.pseudo_cold_items(40, seen, 1)) == 25  # no more than there are
+    assert not np.array_equal(veiled, splits.pseudo_cold_items(10, seen, 2))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from repro import config
-from repro.data import prepare as datasets
-from repro.data import splits, synthetic
+from repro.data import prepare, splits, synthetic
 
 WORLD = config.World(
     users=300, songs=400, artists=60, styles=6, tags=30, frames_per_song=25, songs_per_user=25.0
@@ -27,7 +26,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(root):
-    return datasets.load(PROFILE, root)
+    return prepare.load(PROFILE, root)
 
 
 def hashes(folder):
@@ -47,7 +46,7 @@ def dump(path):
 
 def means(data, root):
     """Return the mean frame of each item's track, and the style that its title tells."""
-    bag = datasets.bags(PROFILE, root)
+    bag = prepare.bags(PROFILE, root)
     frames = [bag(track) for track in data.item_tracks]
     kept = np.array([len(f) > 0 for f in frames])
     style = np.array([name.split(" - ")[1].split(" No. ")[0] for name in data.item_names])
@@ -96,7 +95,7 @@ def test_readers_read_what_was_written(root, data):
     }
     assert data.facts["triplets read"] == len(lines) > len(kept)
     assert data.facts["songs without a track"] == 0
-    bag = datasets.bags(PROFILE, root)
+    bag = prepare.bags(PROFILE, root)
     lengths = np.array([len(bag(p.stem)) for p in root.glob("msd/?/?/?/*.h5")])
     assert len(lengths) > WORLD.songs
     assert (lengths == 0).sum() >= 1
@@ -155,7 +154,7 @@ def test_listeners_keep_to_styles(root, data):
 def test_content_does_not_betray_popularity(root, data):
     mean, style, kept = means(data, root)
     popularity = np.log(np.bincount(data.plays.indices, minlength=len(kept)))[kept]
-    bag = datasets.bags(PROFILE, root)
+    bag = prepare.bags(PROFILE, root)
     length = np.array([len(bag(track)) for track in data.item_tracks[kept]])
     limit = 4 / np.sqrt(len(popularity))  # four standard errors of a correlation of none
     for feature in (length, *mean.T):
@@ -165,7 +164,7 @@ def test_content_does_not_betray_popularity(root, data):
 
 def test_smoke_world_fills_both_subsets(tmp_path):
     synthetic.write_world(config.SMOKE.world, config.SMOKE.seed, tmp_path / "world")
-    smoke, plays = config.SMOKE, datasets.load(config.SMOKE, tmp_path / "world").plays
+    smoke, plays = config.SMOKE, prepare.load(config.SMOKE, tmp_path / "world").plays
     dense = splits.dense_subset(plays, smoke.min_songs_per_user, smoke.min_users_per_song)
     sparse = splits.sparse_subset(plays, smoke.sparse_songs_per_user, smoke.sparse_users_per_song)
     assert len(dense[0]) >= 100 and len(dense[1]) >= 100

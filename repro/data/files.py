@@ -1,18 +1,39 @@
-"""The files that each profile reads: what they are, where they come from, whether they are there.
+"""The files that each profile reads: what they are, where they come from, how to get them.
 
-A source is a folder that the user names, holding the files under the names that they are
-downloaded by; :mod:`repro.data.fetch` puts there what can be downloaded.
+A profile reads one folder that the user names, where the files lie under the names that they are
+downloaded by. A file that can be downloaded comes from one of the listed hosts over https (or from
+a mirror that the user names), is written in a folder apart, checked, and only then takes its place.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import os
+import re
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
-from repro.config import Profile
+import pooch
+import requests
+from filelock import FileLock, Timeout
 
+from repro.config import PROFILES, Profile
+
+HOSTS = {
+    "millionsongdataset.com",
+    "labrosa.ee.columbia.edu",
+    "files.grouplens.org",
+    "raw.githubusercontent.com",
+}
 _MSD = "https://millionsongdataset.com/sites/default/files/"
 _TAGGING = "https://raw.githubusercontent.com/tbertinmahieux/MSongsDB/master/Tasks_Demos/Tagging/"
 # file | what it is | where it comes from | size | licence | address, or why there is none
@@ -33,10 +54,6 @@ msd_h5 | folder of some of the MSD's HDF5 tracks, A/B/C/TRABC....h5 | millionson
 """  # noqa: E501
 _ABOUT = {name: about for name, *about in (r.split(" | ") for r in _FILES.strip().split("\n"))}
 _DIGESTS = {"hetrec2011-lastfm-2k.zip": "md5:296d61afe4e8632b173fc2dd3be20ce2"}
-_ALSO_AS = {
-    "train_triplets.txt.zip": "train_triplets.txt",
-    "Music Info.csv": "msd_spotify_tracks.csv.gz",
-}
 _READ = {
     "msd": list(_ABOUT)[:8],
     "subset": [
@@ -48,6 +65,22 @@ _READ = {
     "lastfm, timbre": ["hetrec2011-lastfm-2k.zip", "msd_h5"],
 }
 _READ["world"] = _READ["msd"]
+NOTES = "fetched.json"
+_PARTIAL = ".fetching"  # a folder beside the files
+_TRACK = re.compile(r"(?:^|/)([A-Z]/[A-Z]/[A-Z]/TR[A-Z0-9]{16}\.h5)$")
+_TIMEOUT = 60.0  # seconds without a byte
+_STARTS = {".db": b"SQLite format 3\0", ".h5": b"\x89HDF\r\n", ".zip": b"PK", ".gz": b"\x1f\x8b"}
+
+
+class FetchError(Exception):
+    """A file could not be downloaded; the message says which, from where, and why."""
+
+
+class MissingData(FileNotFoundError):
+    """Input files are absent; the message says for each what it is and where to get it."""
+
+    def __init__(self, sources: list[Source]):
+        super().__init__("\n".join(map(described, sources)))
 
 
 @dataclass(frozen=True)
@@ -68,13 +101,6 @@ class Source:
     digest: str = ""
 
 
-class MissingData(FileNotFoundError):
-    """Input files are absent; the message says for each what it is and where to get it."""
-
-    def __init__(self, sources: list[Source]):
-        super().__init__("\n".join(map(described, sources)))
-
-
 def described(source: Source) -> str:
     """Return what a person needs to know to get a file."""
     how = f"\n  {source.how}" if source.how else ""
@@ -87,17 +113,13 @@ def described(source: Source) -> str:
 
 
 def find(name: str, root: Path | str) -> Source:
-    """Return a file by its name, in the folder ``root``, under its other name if it has that."""
-    path, other = Path(root) / name, Path(root) / _ALSO_AS.get(name, name)
+    """Return a file by its name in the folder ``root``; one file of a zip may be there unzipped."""
+    path = Path(root) / name
+    if path.suffix == ".zip" and not path.exists() and path.with_suffix("").is_file():
+        path = path.with_suffix("")
     *about, where = _ABOUT[name]
     how = where.removeprefix("by hand: ") if where.startswith("by hand: ") else ""
-    return Source(
-        other if other.exists() and not path.exists() else path,
-        *about,
-        url="" if how else where,
-        how=how,
-        digest=_DIGESTS.get(name, ""),
-    )
+    return Source(path, *about, "" if how else where, how, _DIGESTS.get(name, ""))
 
 
 def names() -> list[str]:
@@ -108,8 +130,7 @@ def names() -> list[str]:
 def required(profile: Profile, root: Path | str) -> list[Source]:
     """Return every input that ``profile`` reads from the folder ``root``."""
     timbre = profile.source == "lastfm" and profile.content == "timbre"
-    kind = "lastfm, timbre" if timbre else profile.source
-    return [find(name, root) for name in _READ[kind]]
+    return [find(name, root) for name in _READ["lastfm, timbre" if timbre else profile.source]]
 
 
 def missing(profile: Profile, root: Path | str) -> list[Source]:
@@ -117,25 +138,39 @@ def missing(profile: Profile, root: Path | str) -> list[Source]:
     return [source for source in required(profile, root) if not source.path.exists()]
 
 
-def fingerprint(profile: Profile, root: Path | str) -> str:
-    """Return a short digest of the inputs' content, by which people compare what they have.
+def listing(root: Path | str) -> str:
+    """Return for each file what it is, its size, licence, address and the profiles that read it."""
+    parts = []
+    for name in names():
+        source = find(name, root)
+        readers = [p.name for p in PROFILES.values() if p.source != "world"]
+        readers = [p for p in readers if source in required(PROFILES[p], root)]
+        state = "there" if source.path.exists() else "missing"
+        parts.append(
+            f"{source.path.name} ({state}): {source.what}\n"
+            f"  for {', '.join(readers)}; {source.size}; licence: {source.licence}\n"
+            f"  {source.url or source.how}"
+        )
+    return "\n".join(parts)
 
-    Of a file up to 64 MiB all of it, of a larger one its size and 1,024 blocks spread over it; of
-    a tree of tracks the names and sizes in one in 26 of its folders and 32 of the files. Dates
-    play no part.
+
+def data_digest(profile: Profile, root: Path | str) -> str:
+    """Return a SHA-256 of the inputs' content, by which people and runs compare what they have.
+
+    Of a file up to 64 MiB it covers all, of a larger one its size and 1,024 blocks spread over it;
+    of a tree of tracks the names and sizes of all, and the content of some. Dates play no part.
     """
     digest = hashlib.sha256()
     for source in required(profile, root):
         files = [source.path]
         if source.path.is_dir():
-            files = [
-                file
-                for folder in sorted(source.path.glob("?/?"))
-                for leaf in sorted(folder.glob("?"))[:1]
-                for file in sorted(leaf.glob("*.h5"))
-            ]
-            digest.update("".join(f"{f.name} {f.stat().st_size}\n" for f in files).encode())
-            files = files[:: len(files) // 32 + 1]
+            files = []
+            for number, folder in enumerate(sorted(source.path.glob("?/?/?"))):
+                with os.scandir(folder) as entries:  # a million files: twice as fast as glob
+                    tracks = sorted(f"{file.name} {file.stat().st_size}\n" for file in entries)
+                digest.update("".join(tracks).encode())
+                if tracks and number % 512 == 0:
+                    files.append(folder / tracks[0].rpartition(" ")[0])
         for path in files:
             size, block = path.stat().st_size, 1 << 16
             digest.update(f"{path.name} {size}\n".encode())
@@ -143,16 +178,185 @@ def fingerprint(profile: Profile, root: Path | str) -> str:
                 for start in range(0, size, max(block, size // 1024)):
                     file.seek(start)
                     digest.update(file.read(block))
-    return digest.hexdigest()[:16]
-
-
-def census(profile: Profile, root: Path | str) -> str:
-    """Return a digest of the names and sizes of all tracks, so that not one changes unseen."""
-    digest = hashlib.sha256()
-    for source in required(profile, root):
-        if source.path.is_dir():
-            for folder in sorted(source.path.glob("?/?/?")):
-                with os.scandir(folder) as files:  # a million files: twice as fast as glob
-                    found = sorted(f"{file.name} {file.stat().st_size}\n" for file in files)
-                digest.update("".join(found).encode())
     return digest.hexdigest()
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator:
+    """Open a temporary binary file that takes the name ``path`` only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a full disk does not say of which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    """Write ``value`` as readable JSON, NumPy scalars as plain numbers."""
+    with write_atomically(path) as file:
+        file.write(json.dumps(value, indent=1, default=lambda x: x.item()).encode() + b"\n")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return pooch.file_hash(str(path))
+
+
+@contextmanager
+def exclusive_lock(path: Path, message: str) -> Iterator[None]:
+    """Hold a lock file, or raise BlockingIOError with the message if another process does."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(message) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --- downloading --------------------------------------------------------------------------------
+
+
+def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
+    """Download a file, or a folder as an archive, unless it is there, where it is compared.
+
+    Parameters
+    ----------
+    source : Source
+    mirror : str
+        Address of a folder that has the files under their own names, asked in place of the origin;
+        of any scheme and host, since it is the user's choice.
+
+    Returns
+    -------
+    bool
+        Whether anything was downloaded.
+
+    Raises
+    ------
+    FetchError
+    """
+    if source.path.exists():
+        _compare(source)
+        return False
+    if not source.url:
+        raise FetchError(described(source))
+    folder, name = source.path.parent, source.url.rpartition("/")[2]
+    url = f"{mirror.rstrip('/')}/{name}" if mirror else source.url
+    archive, partial = folder / name, folder / _PARTIAL
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"another download is at work in {folder}: wait until it has ended"
+    with exclusive_lock(folder / f"{_PARTIAL}.lock", busy):
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            if not archive.exists():
+                _download(url, source.digest, archive, partial, progress, bool(mirror))
+            if archive != source.path:
+                _unpack(archive, source.path, partial / source.path.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return True
+
+
+def _download(
+    url: str, digest: str, path: Path, partial: Path, progress: bool, mirrored: bool
+) -> None:
+    cache = pooch.create(
+        partial, "", registry={path.name: digest or None}, urls={path.name: url}, retry_if_failed=2
+    )
+    hooks = {} if mirrored else {"response": _refuse_elsewhere}
+    download = pooch.HTTPDownloader(progress, timeout=_TIMEOUT, chunk_size=2**16, hooks=hooks)
+    try:
+        if not (mirrored or _is_listed(url)):
+            raise FetchError("not one of the listed hosts over https")
+        found = Path(cache.fetch(path.name, downloader=download))
+        _check_kind(found)
+    except (FetchError, OSError, ValueError) as error:  # requests' errors are OSErrors
+        raise FetchError(f"{path.name} could not be had from {url}: {error}") from error
+    found.replace(path)
+    notes = _notes(path) | {path.name: {"from": url, "sha256": sha256(path)}}
+    write_json(path.with_name(NOTES), notes)
+
+
+def _is_listed(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme == "https" and parts.hostname in HOSTS
+
+
+def _refuse_elsewhere(response: requests.Response, *_, **__) -> None:
+    """Raise FetchError before a redirection to a host that is not listed is followed."""
+    url = urljoin(response.url, response.headers.get("location", ""))
+    if response.is_redirect and not _is_listed(url):
+        raise FetchError(f"sent on to {url}, not one of the listed hosts over https")
+
+
+def _check_kind(path: Path) -> None:
+    """Raise FetchError when a file is not of the kind that its name says."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head.startswith(_STARTS.get(path.suffix, b"")) or head.lstrip()[:1] in (b"", b"<"):
+        raise FetchError("what came is another kind of file")
+    if path.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise FetchError(f"what came is no whole zip file: {error}") from error
+        if damaged:
+            raise FetchError(f"what came has a damaged member, {damaged}")
+
+
+def _notes(path: Path) -> dict:
+    notes = path.with_name(NOTES)
+    return json.loads(notes.read_text("utf-8")) if notes.exists() else {}
+
+
+def _compare(source: Source) -> None:
+    """Raise FetchError when a file that is there is not the one that was meant or that came."""
+    noted = _notes(source.path).get(source.path.name)
+    expected = source.digest or (noted and f"sha256:{noted['sha256']}")
+    if expected and source.path.is_file():
+        kind, _, wanted = expected.partition(":")
+        found = pooch.file_hash(str(source.path), kind)
+        if found != wanted:
+            raise FetchError(
+                f"{source.path}: expected {kind} {wanted}, found {found}; "
+                "take it away to have it downloaded again"
+            )
+
+
+def _unpack(archive: Path, folder: Path, partial: Path) -> None:
+    """Put the tracks of a tar.gz file into a folder, A/B/C/TRABC....h5, and remove the archive.
+
+    Whatever else the archive holds, and wherever it says its members belong, is passed over.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            # absent from Python before 3.11.4, where our names, below, are as safe
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            for member in tar:
+                found = _TRACK.search(member.name)
+                if found and member.isfile():
+                    member.name = found[1]
+                    tar.extract(member, partial)
+            while tar.fileobj.read(1 << 20):  # to the end, where the archive's checksum is
+                pass
+        if not partial.exists():
+            raise FetchError("it holds no track A/B/C/TRABC....h5")
+    except (FetchError, tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        archive.unlink()
+        raise FetchError(f"{archive} could not be unpacked and is removed: {error}") from error
+    partial.rename(folder)
+    archive.unlink()

@@ -24,9 +24,9 @@ from nltk.tokenize import word_tokenize
 from scipy import sparse
 
 from repro.config import Profile
-from repro.data import raw as readers
+from repro.data import raw
 from repro.data.files import MissingData, find, missing
-from repro.data.raw import TIMBRE_DIM, BadInput
+from repro.data.raw import BadInput
 
 # Without key, mode and time_signature: distances between their codes mean nothing.
 DESCRIPTORS = (
@@ -35,7 +35,7 @@ DESCRIPTORS = (
 )
 
 # The authors dropped 216 tags by hand; this is our own rule for the same purpose.
-_SAYS_NOTHING_OF_THE_SOUND = re.compile(
+_NOT_ABOUT_SOUND = re.compile(
     r"""favou?rite | \bfav(e|es|s)?\b | \b(best|greatest?|awesome|amazing|brilliant|excellent)\b
     | \b(fantastic|perfect|genius|masterpiece|wonderful|gorgeous|overrated|underrated)\b
     | ^(good|nice|cool|bad|crap|shit|sucks?)$ | \bgood\ (music|songs?|stuff|shit)\b
@@ -45,6 +45,7 @@ _SAYS_NOTHING_OF_THE_SOUND = re.compile(
     | \b(check|listen)\b | ^(owned|library|ipod|itunes|misc|other|unknown|all)$ | \balbums?\b""",
     re.VERBOSE,
 )
+_TREES = {"lastfm": "msd_h5", "subset": "MillionSongSubset"}
 _stem = PorterStemmer().stem
 
 
@@ -116,6 +117,8 @@ class Bags:
     def broken(self, silent: Iterable[str], of: int) -> dict[str, str]:
         """Return which of the tracks that gave no frames cannot be read, and why.
 
+        They are read again, since an earlier, interrupted try may have found them silent.
+
         Raises
         ------
         BadInput
@@ -127,11 +130,11 @@ class Bags:
                 self._read(track)
             except BadInput as error:
                 found[track] = str(error)
-        _bearable(found, of)
+        _refuse_many(found, of)
         return found
 
 
-def _bearable(broken: dict[str, str], of: int) -> None:
+def _refuse_many(broken: dict[str, str], of: int) -> None:
     if len(broken) > max(20, of / 10):
         raise BadInput(
             f"{len(broken):,} of {of:,} tracks cannot be read; one of them: {min(broken.values())}"
@@ -142,13 +145,13 @@ def bags(profile: Profile, root: Path | str) -> Bags:
     """Return :class:`Bags` of tracks, or of artists by their key for ``lastfm``'s descriptors."""
     root = Path(root)
     if profile.content == "timbre":
-        tree = _tree(profile, root)
-        return Bags(lambda track: readers.timbre(tree, track), TIMBRE_DIM)
-    of = "artist" if profile.source == "lastfm" else "track_id"
-    rows = _descriptors(root, of).partition_by(of, as_dict=True, include_key=False)
-    frames = {key: table.to_numpy().astype(np.float32) for (key,), table in rows.items()}
+        tree = root / _TREES.get(profile.source, "msd")
+        return Bags(lambda track: raw.timbre(tree, track), raw.TIMBRE_DIM)
+    key = "artist" if profile.source == "lastfm" else "track_id"
+    rows = _descriptors(root, key).partition_by(key, as_dict=True, include_key=False)
+    frames = {track: table.to_numpy().astype(np.float32) for (track,), table in rows.items()}
     none = np.empty((0, len(DESCRIPTORS)), np.float32)
-    return Bags(lambda key: frames.get(key, none), len(DESCRIPTORS))
+    return Bags(lambda track: frames.get(track, none), len(DESCRIPTORS))
 
 
 def check(profile: Profile, root: Path | str, items: int = 200) -> str:
@@ -168,11 +171,6 @@ def check(profile: Profile, root: Path | str, items: int = 200) -> str:
     return "\n".join(f"  {line}" for line in [*found, *list(broken.values())[:3]])
 
 
-def _tree(profile: Profile, root: Path) -> Path:
-    folder = {"lastfm": "msd_h5", "subset": "MillionSongSubset"}
-    return root / folder.get(profile.source, "msd")
-
-
 # --- Million Song Dataset -----------------------------------------------------------------------
 
 
@@ -180,32 +178,14 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
     """Follow the authors' recipe: ISMIR sec. 4.2 for listening, their code for tags."""
     facts, broken = {}, {}
     songs = _songs(profile, root, facts, broken)
-    path = find("train_triplets.txt.zip", root).path
-    triplets = readers.triplets(path)
-    facts["triplets read"] = triplets.height
-    if profile.source == "subset":
-        known = songs["song_id"].unique().cast(pl.Categorical)
-        triplets = triplets.filter(pl.col("song").is_in(known.implode()))
-        facts["triplets of songs in the subset"] = triplets.height
-    bad = songs.filter(pl.col("track_id").is_in(readers.lines(root / "tracks_bad_audio.txt")))
-    bad = bad["song_id"].unique().cast(pl.Categorical)
-    triplets = triplets.filter(~pl.col("song").is_in(bad.implode()))
-    facts["triplets after bad-audio removal"] = triplets.height
-    columns = (triplets[name] for name in ("user", "song", "count"))
-    plays, user_ids, item_ids = _matrix(*columns, path)
-    del triplets
-
+    plays = _plays_of_songs(profile, root, songs, facts)
     # Several tracks can be one song. The paper does not say which one speaks for it: our choice
     # is the smallest id. No song with a bad track is left here.
-    items = _beside(item_ids, songs.unique("song_id", keep="first", maintain_order=True), "song_id")
-    facts |= {
-        "users": len(user_ids),
-        "songs": len(item_ids),
-        "user-song pairs": plays.nnz,
-        "songs without a track": items["track_id"].null_count(),
-    }
+    first = songs.unique("song_id", keep="first", maintain_order=True)
+    items = _left_join(plays[2], first, "song_id")
+    facts["songs without a track"] = items["track_id"].null_count()
 
-    tagged = readers.query(
+    tagged = raw.query(
         root / "lastfm_tags.db",
         "SELECT tids.tid AS track, CAST(tags.tag AS TEXT) AS tag, CAST(val AS REAL) AS val"
         " FROM tid_tag"
@@ -214,56 +194,54 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
     )
     if profile.source == "subset":
         tagged = tagged.filter(pl.col("track").is_in(songs["track_id"].implode()))
-    tags, tag_tracks, vocabulary = _tags(tagged.drop_nulls(), profile.min_songs_per_tag, facts)
-    about = _beside(tag_tracks, songs, "track_id")
-    # The tracks' own files have it too, but opening every tagged one would take an hour.
-    known = (
-        songs.select(track="track_id", hot="hot")
-        if profile.source == "subset"
-        else (readers.hotness(root / "msd_summary_file.h5"))
-    )
-    hot = _beside(tag_tracks, known, "track")["hot"]
+    tags = _tags(tagged.drop_nulls(), profile.min_songs_per_tag, facts)
+    about = _left_join(tags[1], songs, "track_id")
+    if profile.source != "subset":
+        # The tracks' own files have it too, but opening every tagged one would take an hour.
+        hot = _left_join(tags[1], raw.hotness(root / "msd_summary_file.h5"), "track")["hot"]
+        about = about.with_columns(hot=hot)
     train, test = (
-        readers.lines(root / f"artists_{part}.txt", empty=False) for part in ("train", "test")
+        raw.lines(root / f"artists_{part}.txt", empty=False) for part in ("train", "test")
     )
     if shared := set(train) & set(test):
         raise BadInput(f"{root}: {min(shared)} is in artists_train.txt and in artists_test.txt")
     tag_train, tag_test = (
         about["artist_id"].is_in(part).fill_null(False).to_numpy() for part in (train, test)
     )
-    facts |= {"tagged tracks for training": tag_train.sum(), "for testing": tag_test.sum()}
-
-    return Dataset(
-        plays=plays,
-        user_ids=user_ids,
-        item_ids=item_ids,
-        item_names=_strings(items["name"]),
-        item_artists=_strings(items["artist_id"]),
-        item_tracks=_strings(items["track_id"]),
-        tags=tags,
-        tag_tracks=tag_tracks,
-        tag_items=_strings(about["song_id"]),
-        vocabulary=vocabulary,
-        tag_train=tag_train,
-        tag_test=tag_test,
-        hotness=hot.fill_null(np.nan).to_numpy().astype(np.float32),
-        facts={step: int(count) for step, count in facts.items()},
-        broken=broken,
-    )
+    facts["tagged tracks for training"] = int(tag_train.sum())
+    facts["for testing"] = int(tag_test.sum())
+    items = items.rename({"artist_id": "artist", "track_id": "track"})
+    about = about.select("hot", item="song_id")
+    return _dataset(plays, items, tags, about, tag_train, tag_test, facts, broken)
 
 
 def _songs(profile: Profile, root: Path, facts: dict, broken: dict) -> pl.DataFrame:
     """Return track, song, artist and name of every track, in the order of the track ids."""
     if profile.source != "subset":
-        return readers.query(
+        return raw.query(
             root / "track_metadata.db",
             "SELECT track_id, song_id, artist_id, artist_name || ' - ' || title AS name FROM songs",
             dict.fromkeys(("track_id", "song_id", "artist_id", "name"), pl.String),
         ).sort("track_id")
-    about = _about_tracks(_tree(profile, root), broken)
+    about = _about_tracks(root / _TREES["subset"], broken)
     facts |= {"tracks read": about.height, "tracks that cannot be read": len(broken)}
     name = pl.col("artist_name") + " - " + pl.col("title")
     return about.filter(pl.col("song_id") != "").with_columns(name=name)
+
+
+def _plays_of_songs(profile: Profile, root: Path, songs: pl.DataFrame, facts: dict) -> tuple:
+    path = find("train_triplets.txt.zip", root).path
+    triplets = raw.triplets(path)
+    facts["triplets read"] = triplets.height
+    if profile.source == "subset":
+        known = songs["song_id"].unique().cast(pl.Categorical)
+        triplets = triplets.filter(pl.col("song").is_in(known.implode()))
+        facts["triplets of songs in the subset"] = triplets.height
+    bad = songs.filter(pl.col("track_id").is_in(raw.lines(root / "tracks_bad_audio.txt")))
+    bad = bad["song_id"].unique().cast(pl.Categorical)
+    triplets = triplets.filter(~pl.col("song").is_in(bad.implode()))
+    facts["triplets after bad-audio removal"] = triplets.height
+    return _plays(triplets, path, facts)
 
 
 def _about_tracks(tree: Path, broken: dict) -> pl.DataFrame:
@@ -272,10 +250,10 @@ def _about_tracks(tree: Path, broken: dict) -> pl.DataFrame:
     paths = sorted(tree.glob("?/?/?/*.h5"), key=lambda path: path.stem)
     for path in paths:
         try:
-            rows.append({"track_id": path.stem} | readers.metadata(path))
+            rows.append({"track_id": path.stem} | raw.metadata(path))
         except BadInput as error:
             broken[path.stem] = str(error)
-    _bearable(broken, len(paths))
+    _refuse_many(broken, len(paths))
     if not rows:
         raise BadInput(f"{tree}: expected tracks A/B/C/TRABC....h5, found none")
     return pl.DataFrame(rows)
@@ -293,22 +271,21 @@ def artist_key(name: str) -> str:
 
 def _load_lastfm(profile: Profile, root: Path) -> Dataset:
     """Join HetRec's artists to those with content by their normalised names."""
-    archive = root / "hetrec2011-lastfm-2k.zip"
-    ids = dict.fromkeys(("userID", "artistID", "tagID"), pl.Int32)
-    artists = _hetrec(archive, "artists.dat", {"id": pl.Int32, "name": pl.String}).select(
-        artistID="id", name="name", artist=_keys(pl.col("name"))
+    path = root / "hetrec2011-lastfm-2k.zip"
+    names = {"id": pl.Int32, "name": pl.String}
+    counts = dict.fromkeys(("userID", "artistID", "weight"), pl.Int32)
+    given = dict.fromkeys(("userID", "artistID", "tagID"), pl.Int32)
+    artists = raw.table(path, names, "artists.dat").select(
+        artistID="id", name="name", artist=_keys("name")
     )
-    counts = {"userID": pl.Int32, "artistID": pl.Int32, "weight": pl.Int32}
-    listening = _hetrec(archive, "user_artists.dat", counts)
-    tagging = _hetrec(archive, "user_taggedartists.dat", ids)
-    wrong = (listening["weight"].fill_null(0) < 1).arg_true()
+    listening = raw.table(path, counts, "user_artists.dat")
+    tagging = raw.table(path, given, "user_taggedartists.dat")
+    wrong = (listening["weight"] < 1).arg_true()
     if len(wrong):
-        found = listening["weight"][wrong[0]]
         raise BadInput(
-            f"{archive}: user_artists.dat, line {wrong[0] + 2}: expected a positive integer as "
-            f"weight, found {found}"
+            f"{path}: user_artists.dat, line {wrong[0] + 2}: expected a positive integer as "
+            f"weight, found {listening['weight'][wrong[0]]}"
         )
-    broken = {}
     facts = {
         "users read": listening["userID"].n_unique(),
         "artists read": artists.height,
@@ -316,9 +293,10 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
         "tag assignments read": tagging.height,
     }
 
+    broken = {}
     if profile.content == "timbre":
-        content = _about_tracks(root / "msd_h5", broken).select(
-            track="track_id", artist=_keys(pl.col("artist_name"))
+        content = _about_tracks(root / _TREES["lastfm"], broken).select(
+            track="track_id", artist=_keys("artist_name")
         )
         facts |= {"tracks read": content.height, "tracks that cannot be read": len(broken)}
         # One track an artist, the smallest id: bags must not grow with popularity.
@@ -339,51 +317,21 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
         "their tag assignments": tagging.height,
     }
 
-    user_column = listening["userID"].cast(pl.String)
-    plays, user_ids, item_ids = _matrix(
-        user_column, listening["artist"], listening["weight"], archive
-    )
-    facts |= {"artists after merging homonyms": len(item_ids), "pairs after merging": plays.nnz}
+    users = listening["userID"].cast(pl.String)
+    plays = _matrix(users, listening["artist"], listening["weight"], path)
+    facts |= {"artists after merging homonyms": len(plays[2]), "pairs after merging": plays[0].nnz}
     # of several spellings, the one that is played most
     spelt = listening.group_by("artist", "name").agg(pl.col("weight").sum())
     spelt = spelt.sort("artist", "weight", "name", descending=[False, True, False])
     items = spelt.unique("artist", keep="first", maintain_order=True).join(
         content, on="artist", maintain_order="left"
     )
-
-    kinds = {"tagID": pl.Int32, "tagValue": pl.String}
-    tag_names = _hetrec(archive, "tags.dat", kinds, "cp1252").rename({"tagValue": "tag"})
-    tagged = tagging.join(tag_names, on="tagID").group_by("track", "tag").agg(val=pl.len())
-    tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
-    order = np.random.default_rng(profile.seed).permutation(len(tag_tracks))
-    tag_train = order < int(0.8 * len(tag_tracks))  # a row is an artist
-    return Dataset(
-        plays=plays,
-        user_ids=user_ids,
-        item_ids=item_ids,
-        item_names=_strings(items["name"]),
-        item_artists=item_ids,
-        item_tracks=_strings(items["track"]),
-        tags=tags,
-        tag_tracks=tag_tracks,
-        tag_items=_strings(_beside(tag_tracks, items, "track")["artist"]),
-        vocabulary=vocabulary,
-        tag_train=tag_train,
-        tag_test=~tag_train,
-        hotness=np.full(len(tag_tracks), np.nan, np.float32),
-        facts=facts,
-        broken=broken,
-    )
-
-
-def _hetrec(archive: Path, name: str, columns: dict, encoding: str = "utf8") -> pl.DataFrame:
-    table = readers.table(archive, columns, separator="\t", encoding=encoding, member=name)
-    for column in columns:
-        nothing = table[column].is_null().arg_true()
-        if len(nothing):
-            where = f"{archive}: {name}, line {nothing[0] + 2}"
-            raise BadInput(f"{where}: expected a value as {column}, found none")
-    return table
+    names = raw.table(path, {"tagID": pl.Int32, "tagValue": pl.String}, "tags.dat", "cp1252")
+    tagged = tagging.join(names, on="tagID").group_by("track", tag="tagValue").agg(val=pl.len())
+    tags = _tags(tagged, profile.min_songs_per_tag, facts)
+    train = _tag_train(tags[1], profile.seed)  # a row is an artist
+    about = _left_join(tags[1], items, "track").select(item="artist")
+    return _dataset(plays, items, tags, about, train, ~train, facts, broken)
 
 
 # --- tables of tracks with descriptors ----------------------------------------------------------
@@ -392,62 +340,90 @@ def _hetrec(archive: Path, name: str, columns: dict, encoding: str = "utf8") -> 
 def _descriptors(root: Path, key: str) -> pl.DataFrame:
     """Return the rows with all descriptors by ``key``: the normalised artist, or the track."""
     columns = {key: pl.String} | dict.fromkeys(DESCRIPTORS, pl.Float64)
-    table = readers.table(find("Music Info.csv", root).path, columns)
-    table = table.with_columns(_keys(pl.col(key))) if key == "artist" else table
+    table = raw.table(root / "Music Info.csv", columns)
+    table = table.with_columns(artist=_keys(key)) if key == "artist" else table
     finite = pl.all_horizontal(pl.col(name).cast(pl.Float32).is_finite() for name in DESCRIPTORS)
     return table.drop_nulls().filter(finite)
 
 
 def _load_spotify(profile: Profile, root: Path) -> Dataset:
     """Join play counts of tracks to the tracks' own table; no artist is on both sides of tags."""
-    path = find("Music Info.csv", root).path
     text = dict.fromkeys(("track_id", "name", "artist", "tags"), pl.String)
-    tracks = readers.table(path, text).drop_nulls("track_id").sort("track_id")
+    tracks = raw.table(root / "Music Info.csv", text).drop_nulls("track_id").sort("track_id")
     facts = {"tracks read": tracks.height}
     tracks = tracks.unique("track_id", keep="first", maintain_order=True)
     complete = _descriptors(root, "track_id")["track_id"]
     tracks = tracks.filter(pl.col("track_id").is_in(complete.implode()))
     facts["tracks with all descriptors"] = tracks.height
 
-    listening = readers.history(find("User Listening History.csv", root).path)
+    path = root / "User Listening History.csv"
+    listening = raw.history(path)
     facts["user-track pairs read"] = listening.height
     known = tracks["track_id"].cast(pl.Categorical)
     listening = listening.filter(pl.col("song").is_in(known.implode()))
     facts["pairs of known tracks"] = listening.height
-    columns = (listening[name] for name in ("user", "song", "count"))
-    plays, user_ids, item_ids = _matrix(*columns, find("User Listening History.csv", root).path)
-    del listening
-    facts |= {"users": len(user_ids), "songs": len(item_ids), "user-song pairs": plays.nnz}
-    items = _beside(item_ids, tracks, "track_id")
+    plays = _plays(listening, path, facts)
+    items = _left_join(plays[2], tracks, "track_id").rename({"track_id": "track"})
+    items = items.with_columns(name=pl.col("artist") + " - " + pl.col("name"))
 
     tagged = tracks.select(track="track_id", tag=pl.col("tags").str.split(",")).explode("tag")
     tagged = tagged.with_columns(pl.col("tag").str.strip_chars().str.replace_all("_", " "))
     tagged = tagged.filter(pl.col("tag").fill_null("") != "").with_columns(val=pl.lit(1.0))
-    tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
-    artists = _strings(_beside(tag_tracks, tracks, "track_id")["artist"])
-    of, number = np.unique(artists, return_inverse=True)
-    order = np.random.default_rng(profile.seed).permutation(len(of))
-    tag_train = order[number] < int(0.8 * len(of))
+    tags = _tags(tagged, profile.min_songs_per_tag, facts)
+    about = _left_join(tags[1], tracks, "track_id").rename({"track_id": "item"})
+    train = _tag_train(_strings(about["artist"]), profile.seed)
+    return _dataset(plays, items, tags, about, train, ~train, facts, {})
+
+
+# --- all ----------------------------------------------------------------------------------------
+
+
+def _dataset(
+    plays: tuple,
+    items: pl.DataFrame,
+    tags: tuple,
+    about: pl.DataFrame,
+    train: np.ndarray,
+    test: np.ndarray,
+    facts: dict,
+    broken: dict,
+) -> Dataset:
+    """Put together two results of :func:`_matrix`, and the rows of their items and tracks."""
+    matrix, user_ids, item_ids = plays
+    tag_matrix, tag_tracks, vocabulary = tags
+    hot = about["hot"] if "hot" in about.columns else pl.repeat(None, about.height, eager=True)
     return Dataset(
-        plays=plays,
+        plays=matrix,
         user_ids=user_ids,
         item_ids=item_ids,
-        item_names=_strings(items["artist"] + " - " + items["name"]),
+        item_names=_strings(items["name"]),
         item_artists=_strings(items["artist"]),
-        item_tracks=item_ids,
-        tags=tags,
+        item_tracks=_strings(items["track"]),
+        tags=tag_matrix,
         tag_tracks=tag_tracks,
-        tag_items=tag_tracks,
+        tag_items=_strings(about["item"]),
         vocabulary=vocabulary,
-        tag_train=tag_train,
-        tag_test=~tag_train,
-        hotness=np.full(len(tag_tracks), np.nan, np.float32),
-        facts={step: int(count) for step, count in facts.items()},
-        broken={},
+        tag_train=train,
+        tag_test=test,
+        hotness=hot.cast(pl.Float32).fill_null(np.nan).to_numpy(),
+        facts=facts,
+        broken=broken,
     )
 
 
-# --- both ---------------------------------------------------------------------------------------
+def _plays(listening: pl.DataFrame, origin: Path, facts: dict) -> tuple:
+    """Return :func:`_matrix` of users, songs and counts, and note its size."""
+    plays = _matrix(*(listening[name] for name in ("user", "song", "count")), origin)
+    matrix, users, songs = plays
+    facts |= {"users": len(users), "songs": len(songs), "user-song pairs": matrix.nnz}
+    return plays
+
+
+def _tag_train(artists: np.ndarray, seed: int) -> np.ndarray:
+    """Draw four artists of five, and return which rows are theirs."""
+    found, number = np.unique(artists, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(found))
+    return order[number] < int(0.8 * len(found))
 
 
 def sanitise(tag: str) -> str:
@@ -468,7 +444,7 @@ def _tags(
     frequent = tagged.group_by("tag").agg(n=pl.col("track").n_unique())
     frequent = frequent.filter(pl.col("n") >= min_tracks)["tag"].to_list()
     plain = {tag: re.sub(r"[-_ ]+", " ", tag.lower()) for tag in frequent}
-    stems = {t: sanitise(t) for t in frequent if not _SAYS_NOTHING_OF_THE_SOUND.search(plain[t])}
+    stems = {t: sanitise(t) for t in frequent if not _NOT_ABOUT_SOUND.search(plain[t])}
     merged = (
         tagged.filter(pl.col("tag").is_in(list(stems)))
         .with_columns(stem=pl.col("tag").replace_strict(stems, return_dtype=pl.String))
@@ -520,7 +496,7 @@ def _codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     return position[column.to_physical().to_numpy()], _strings(ids["id"])
 
 
-def _beside(ids: np.ndarray, table: pl.DataFrame, key: str) -> pl.DataFrame:
+def _left_join(ids: np.ndarray, table: pl.DataFrame, key: str) -> pl.DataFrame:
     """Return for each id, in order, its row of `table`, or nulls."""
     return pl.DataFrame({key: ids}).join(table, on=key, how="left", maintain_order="left")
 
@@ -530,5 +506,5 @@ def _strings(column: pl.Series, width: int = 200) -> np.ndarray:
     return column.fill_null("").str.slice(0, width).to_numpy().astype(str)
 
 
-def _keys(names: pl.Expr) -> pl.Expr:
-    return names.map_elements(artist_key, return_dtype=pl.String)
+def _keys(column: str) -> pl.Expr:
+    return pl.col(column).map_elements(artist_key, return_dtype=pl.String)

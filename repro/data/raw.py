@@ -6,7 +6,8 @@ read in memory and never unpacked.
 
 from __future__ import annotations
 
-import gzip
+import csv
+import io
 import re
 import sqlite3
 import struct
@@ -20,14 +21,17 @@ import numpy as np
 import polars as pl
 
 TIMBRE_DIM = 12
-_INTEGERS = pl.Int32, pl.Int64
+# What comes up from a file that cannot be opened or an archive that is damaged or encrypted.
+_BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError,
+           struct.error, zlib.error, zipfile.BadZipFile)  # fmt: skip
+_NOT_HDF5 = OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError
 
 
 class BadInput(ValueError):
     """An input is there but is not what it should be; the message names the file and the place."""
 
 
-# --- listening ----------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------
 
 
 def triplets(path: Path) -> pl.DataFrame:
@@ -52,9 +56,13 @@ def history(path: Path) -> pl.DataFrame:
     return table.select(user="user_id", song="track_id", count="playcount")
 
 
-def _pairs(path: Path, names: tuple, separator: str, header: bool) -> pl.DataFrame:
-    kinds = {name: pl.Categorical for name in names} | {names[2]: pl.Int32}
+def _pairs(path: Path, names: tuple[str, ...], separator: str, header: bool) -> pl.DataFrame:
+    count, told = names[2], separator.join(names)
     try:
+        with _opened(path) as file:
+            first = file.readline() if header else told.encode()
+            if first.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf") != told.encode():
+                raise BadInput(f"{path}, line 1: expected {told!r}, found {_shown(first)}")
         with _opened(path) as file:
             table = pl.read_csv(
                 # An error of the archive must not come up through polars, which would abort.
@@ -63,77 +71,53 @@ def _pairs(path: Path, names: tuple, separator: str, header: bool) -> pl.DataFra
                 skip_lines=int(header),
                 separator=separator,
                 quote_char=None,
-                schema=kinds,
+                schema={name: pl.Categorical for name in names} | {count: pl.Int32},
                 ignore_errors=True,
             )
-        told = not header or _first_line(path) == separator.join(names).encode()
-        whole = table.height and not sum(table.null_count().row(0))
-        if told and whole and (table[names[2]] > 0).all():
+        if table.height and not sum(table.null_count().row(0)) and (table[count] > 0).all():
             return table
     except pl.exceptions.PolarsError:
         pass
-    except BROKEN as error:
+    except BadInput:
+        raise
+    except _BROKEN as error:
         raise BadInput(f"{path}: broken, cut short or not there; {error}") from error
     _name_line(path, names, separator, header)  # polars does not tell the line
-    said = separator.replace("\t", " <TAB> ").join(names)
+    said = told.replace("\t", " <TAB> ")
     raise BadInput(f"{path}: expected lines of {said}, found none")
-
-
-# What comes up from a file that cannot be opened or an archive that is damaged or encrypted.
-BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError,
-          struct.error, zlib.error, zipfile.BadZipFile)  # fmt: skip
 
 
 def _opened(path: Path):
     """Open a file, or the one of the same name without its ending in a zip file, for reading."""
-    if path.suffix == ".zip":
-        return zipfile.Path(path, path.stem).open("rb")
-    return path.open("rb")
+    return zipfile.Path(path, path.stem).open("rb") if path.suffix == ".zip" else path.open("rb")
 
 
-def _first_line(path: Path) -> bytes:
-    with _opened(path) as file:
-        return file.readline().rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf")
+def _shown(line: bytes) -> str:
+    return repr(line[:100].decode("utf8", "replace").rstrip("\r\n"))
 
 
-def _name_line(path: Path, names: tuple, separator: str, header: bool) -> None:
+def _name_line(path: Path, names: tuple[str, ...], separator: str, header: bool) -> None:
     """Raise an error that names the first line which is not as it should be."""
-    shown = separator.replace("\t", " <TAB> ").join((*names[:2], "positive integer"))
-    field = f"[^{separator}\r\n]+{separator}".encode()
-    right = re.compile(field + field + rb"0*[1-9]\d{0,8}\r?\n?")
-    if header and _first_line(path) != separator.join(names).encode():
-        raise BadInput(f"{path}, line 1: expected {separator.join(names)!r}, found {_shown(path)}")
+    expected = separator.replace("\t", " <TAB> ").join((*names[:2], "positive integer"))
+    field = f"[^{separator}\r\n]+{separator}"
+    right = re.compile(field + field + r"0*[1-9][0-9]{0,8}\r?\n?")
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
-            if header and number == 1:
-                continue
-            try:
-                line.decode("utf8")
-                fits = right.fullmatch(line)
-            except UnicodeDecodeError:
-                fits = False
-            if not fits:
-                found = line[:100].decode("utf8", "replace").rstrip("\r\n")
-                raise BadInput(f"{path}, line {number}: expected {shown}, found {found!r}")
+            fits = right.fullmatch(line.decode("utf8", "replace").replace("\ufffd", "\n"))
+            if not fits and number > header:
+                raise BadInput(f"{path}, line {number}: expected {expected}, found {_shown(line)}")
 
 
-def _shown(path: Path) -> str:
-    return repr(_first_line(path)[:100].decode("utf8", "replace"))
-
-
-# --- tables of text -----------------------------------------------------------------------------
-
-
-def table(path: Path, columns: dict, *, separator: str = ",", encoding: str = "utf8", member=""):
-    """Read some columns of a table of text: a file, plain or gzipped, or a member of a zip file.
+def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -> pl.DataFrame:
+    """Read some columns of a CSV file, or of a tab-separated member of a zip file.
 
     Parameters
     ----------
     columns : dict of str to polars type
-        A number that is missing is null; one that is not a number is an error, as is an integer
-        that is not.
+        What is not a number in a column of numbers is an error. A missing value is null in a CSV
+        file, and an error in a member.
     encoding : str
-        Of ``utf8`` what cannot be decoded is replaced: a name more or less stops nobody.
+        What cannot be decoded is replaced: a name more or less stops nobody.
 
     Raises
     ------
@@ -141,44 +125,43 @@ def table(path: Path, columns: dict, *, separator: str = ",", encoding: str = "u
         Naming the file and, where there is one, line and column.
     """
     where = f"{path}: {member}" if member else f"{path}"
+    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if member else {}
+    found, line = [], 1
     try:
-        content = _content(path, member)
-        raw = pl.read_csv(
-            content,
-            columns=list(columns),
-            separator=separator,
-            quote_char='"' if separator == "," else None,
-            encoding="utf8-lossy" if encoding == "utf8" else encoding,
-            infer_schema=False,
-        )
-    except BROKEN as error:
+        content = zipfile.ZipFile(path).read(member) if member else path.read_bytes()
+        text = content.decode(encoding, "replace").removeprefix("\ufeff")
+        rows = csv.reader(io.StringIO(text, ""), **style)
+        header = next(rows, [])
+        places = [header.index(name) if name in header else None for name in columns]
+        for row in rows if None not in places else ():
+            if len(row) == len(header):
+                found.append((line + 1, *(row[place] or None for place in places)))
+            elif row:
+                shown = repr((style.get("delimiter") or ",").join(row)[:100])
+                raise csv.Error(f"expected {len(header)} fields, found {len(row)}, {shown}")
+            line = rows.line_num
+    except csv.Error as error:
+        raise BadInput(f"{where}, line {line + 1}: {error}") from error
+    except _BROKEN as error:
         raise BadInput(f"{where}: broken, cut short or not there; {error}") from error
-    except pl.exceptions.PolarsError as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(f"{where}: expected columns {', '.join(columns)}; {said}") from error
-    if not raw.height:
-        raise BadInput(f"{where}: expected columns {', '.join(columns)}, found no row")
-    numbers = {name: kind for name, kind in columns.items() if kind != pl.String}
-    read = raw.with_columns(pl.col(n).str.strip_chars().cast(k, strict=False) for n, k in
-                            numbers.items())  # fmt: skip
-    for name, kind in numbers.items():
-        given = raw[name].is_not_null() & (raw[name].str.strip_chars() != "")
-        wrong = (read[name].is_null() & given).arg_true()
-        if len(wrong):
-            wanted = "an integer" if kind in _INTEGERS else "a number"
-            found = raw[name][wrong[0]][:60]
-            raise BadInput(
-                f"{where}, line {wrong[0] + 2}: expected {wanted} as {name}, found {found!r}"
-            )
-    return read
-
-
-def _content(path: Path, member: str) -> bytes:
-    if member:
-        with zipfile.ZipFile(path) as files:
-            return files.read(member)
-    content = path.read_bytes()
-    return gzip.decompress(content) if path.suffix == ".gz" else content
+    if not found:
+        raise BadInput(f"{where}: expected columns {', '.join(columns)}, and at least one row")
+    frame = pl.DataFrame(
+        found, {"line": pl.Int64} | dict.fromkeys(columns, pl.String), orient="row"
+    )
+    for name, kind in columns.items():
+        text = values = frame[name]
+        if kind != pl.String:
+            text = text.str.strip_chars().replace("", None)
+            values = text.cast(kind, strict=False)
+        wrong = values.is_null() & (text.is_not_null() | bool(member))
+        if wrong.any():
+            wanted = "an integer" if kind.is_integer() else "a number"
+            line, given = frame["line"][wrong.arg_max()], text[wrong.arg_max()]
+            said = f"{wanted} as {name}, found {given[:60]!r}" if given else f"a value as {name}"
+            raise BadInput(f"{where}, line {line}: expected {said}")
+        frame = frame.with_columns(values)
+    return frame.drop("line")
 
 
 def lines(path: Path, empty: bool = True) -> list[str]:
@@ -215,8 +198,6 @@ def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
 
 
 # --- HDF5 ---------------------------------------------------------------------------------------
-
-_NOT_HDF5 = OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError
 
 
 def place(tree: Path, track: str) -> Path:

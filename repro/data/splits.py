@@ -27,17 +27,12 @@ def dense_subset(
     plays : csr_matrix, shape (n_users, n_items)
         One stored entry for each pair.
     min_songs_per_user, min_users_per_song : int
-        Inclusive thresholds.
+        Inclusive thresholds. Where they leave nothing, ValueError says why.
 
     Returns
     -------
     users, items : ndarray of int
         Sorted row and column indices into `plays`.
-
-    Raises
-    ------
-    ValueError
-        When nothing is left.
     """
     items = np.flatnonzero(_users_per_item(plays) >= min_users_per_song)
     songs = np.diff(plays[:, items].indptr)
@@ -60,22 +55,8 @@ def sparse_subset(
     `songs_per_user` of those items. The order is inferred: the paper's 564,437 SPR users are more
     than all the users outside DEN, which rules out counting users before the items are chosen.
 
-    Parameters
-    ----------
-    plays : csr_matrix, shape (n_users, n_items)
-        One stored entry for each pair.
-    songs_per_user, users_per_song : int
-        Exclusive upper bounds.
-
-    Returns
-    -------
-    users, items : ndarray of int
-        Sorted row and column indices into `plays`. Items that no kept user played are left out.
-
-    Raises
-    ------
-    ValueError
-        When nothing is left.
+    Parameters and results are those of :func:`dense_subset`, but the thresholds are exclusive upper
+    bounds. Items that no kept user played are left out.
     """
     items = np.flatnonzero(_users_per_item(plays) < users_per_song)
     songs = np.diff(plays[:, items].indptr)
@@ -91,25 +72,13 @@ def sparse_subset(
 def cold_items(n_items: int, fraction: float, seed: int) -> np.ndarray:
     """Draw the out-of-matrix items (ISMIR sec. 4.2: 5% of DEN, here `fraction`).
 
-    Parameters
-    ----------
-    n_items : int
-        Number of items to draw from; ``int(n_items * (1 - fraction))`` of them stay in-matrix,
-        which gives the authors' 92,543 of 97,414.
-    fraction : float
-        Between 0 and 1.
-    seed : int
-        Same seed, same items.
+    ``int(n_items * (1 - fraction))`` items stay in-matrix, which gives the authors' 92,543 of
+    97,414. ValueError when no item would be cold, or none would stay.
 
     Returns
     -------
     ndarray of int
         Sorted indices.
-
-    Raises
-    ------
-    ValueError
-        When no item would be cold, or none would stay.
     """
     kept = int(n_items * (1 - fraction))
     if not 0 < kept < n_items:
@@ -127,8 +96,6 @@ def cold_artists(artists: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     ----------
     artists : ndarray of str
         The artist of each item; an item whose artist is unknown (``""``) stands for itself.
-    fraction, seed
-        As of :func:`cold_items`.
 
     Returns
     -------
@@ -143,16 +110,15 @@ def cold_artists(artists: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return np.flatnonzero(np.isin(artist, drawn[: np.searchsorted(reached, wanted) + 1]))
 
 
-def veiled_items(n: int, seen: np.ndarray, seed: int) -> np.ndarray:
-    """Draw in-matrix items that stand for unheard ones where settings are chosen (ours).
+def pseudo_cold_items(n: int, seen: np.ndarray, seed: int) -> np.ndarray:
+    """Draw up to `n` in-matrix items that are treated as cold where settings are chosen (ours).
 
     Parameters
     ----------
     n : int
-        How many, at most.
     seen : ndarray of bool
-        The in-matrix items whose tags taught the network: left out, or what is chosen on veiled
-        items would trust features that the network knows by heart.
+        The in-matrix items whose tags taught the network. They are left out, or the choice would
+        trust features that the network knows by heart.
     seed : int
 
     Returns
@@ -178,9 +144,7 @@ def split_pairs(
     plays : csr_matrix, shape (n_users, n_items)
         One stored entry for each pair.
     test_fraction, validation_fraction : float
-        Between 0 and 1.
     seed : int
-        Same seed and matrix, same split.
 
     Returns
     -------

@@ -25,7 +25,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from repro.config import Profile, named
-from repro.data import files as sources
+from repro.data import files
 from repro.pipeline import run as results
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -98,14 +98,14 @@ def code_digest(notebook: Path) -> str:
 def _missing_data(profile: Profile) -> list:
     if profile.source == "world":  # its first notebook makes the data
         return []
-    return sources.missing(profile, results.data_root())
+    return files.missing(profile, results.data_root())
 
 
 def _data_digest(profile: Profile) -> str:
     if profile.source == "world":
         return ""
     root = results.data_root()
-    return sources.fingerprint(profile, root) + sources.census(profile, root)
+    return files.data_digest(profile, root)
 
 
 @dataclass(frozen=True)
@@ -408,7 +408,7 @@ def _print_plan(pipeline: Pipeline, plan: dict[str, str | None]) -> None:
 
 def _print_missing(missing: list) -> None:
     print()
-    print(*map(sources.described, missing), sep="\n")
+    print(*map(files.described, missing), sep="\n")
 
 
 def _print_failure(error, partial: Path) -> None:
