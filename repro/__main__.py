@@ -80,7 +80,7 @@ def fetch_data(arguments: list[str]) -> int:
         os.environ["REPRO_DATA"] = os.path.abspath(given.data)
     root = results.data_root()
     if given.list or not given.names:
-        print(files.listing(root))
+        print(*(files.described(files.find(name, root)) for name in files.names()), sep="\n")
         return runner.DONE
     chosen = {}
     for name in given.names:

@@ -102,13 +102,15 @@ class Source:
 
 
 def described(source: Source) -> str:
-    """Return what a person needs to know to get a file."""
-    how = f"\n  {source.how}" if source.how else ""
+    """Return whether a file is there, and what a person needs to know to get it."""
+    readers = [p.name for p in PROFILES.values() if p.source != "world"]
+    readers = [p for p in readers if source in required(PROFILES[p], source.path.parent)]
     return (
-        f"missing {source.path.name}: {source.what}\n"
-        f"  looked for in {source.path.parent.resolve()}\n"
+        f"{'there' if source.path.exists() else 'missing'} {source.path.name}: {source.what}\n"
+        f"  for {', '.join(readers)}; looked for in {source.path.parent.resolve()}\n"
         f"  from {source.origin} ({source.size})\n"
-        f"  licence: {source.licence}{how}"
+        f"  licence: {source.licence}\n"
+        f"  {source.url or source.how}"
     )
 
 
@@ -136,22 +138,6 @@ def required(profile: Profile, root: Path | str) -> list[Source]:
 def missing(profile: Profile, root: Path | str) -> list[Source]:
     """Return the inputs of :func:`required` that are not there."""
     return [source for source in required(profile, root) if not source.path.exists()]
-
-
-def listing(root: Path | str) -> str:
-    """Return for each file what it is, its size, licence, address and the profiles that read it."""
-    parts = []
-    for name in names():
-        source = find(name, root)
-        readers = [p.name for p in PROFILES.values() if p.source != "world"]
-        readers = [p for p in readers if source in required(PROFILES[p], root)]
-        state = "there" if source.path.exists() else "missing"
-        parts.append(
-            f"{source.path.name} ({state}): {source.what}\n"
-            f"  for {', '.join(readers)}; {source.size}; licence: {source.licence}\n"
-            f"  {source.url or source.how}"
-        )
-    return "\n".join(parts)
 
 
 def data_digest(profile: Profile, root: Path | str) -> str:
@@ -242,11 +228,7 @@ def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
     Returns
     -------
     bool
-        Whether anything was downloaded.
-
-    Raises
-    ------
-    FetchError
+        Whether anything was downloaded. If it cannot be, FetchError says why.
     """
     if source.path.exists():
         _compare(source)
@@ -308,14 +290,11 @@ def _check_kind(path: Path) -> None:
         head = file.read(64)
     if not head.startswith(_STARTS.get(path.suffix, b"")) or head.lstrip()[:1] in (b"", b"<"):
         raise FetchError("what came is another kind of file")
-    if path.suffix == ".zip":
-        try:
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise FetchError(f"what came is no whole zip file: {error}") from error
-        if damaged:
-            raise FetchError(f"what came has a damaged member, {damaged}")
+    try:
+        if path.suffix == ".zip" and zipfile.ZipFile(path).testzip():
+            raise FetchError("what came has a damaged member")
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise FetchError(f"what came is no whole zip file: {error}") from error
 
 
 def _notes(path: Path) -> dict:

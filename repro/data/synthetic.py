@@ -94,7 +94,11 @@ def _write(world: World, rng: np.random.Generator, root: Path) -> None:
     )
     _write_triplets(root / "train_triplets.txt", world, rng, style, songs)
     _write_tags(root / "lastfm_tags.db", world, rng, tracks["track_id"], style[of], artist[of])
-    _write_metadata(root / "track_metadata.db", tracks)
+    columns = (
+        "track_id TEXT PRIMARY KEY, title TEXT, song_id TEXT, artist_id TEXT, artist_name TEXT"
+    )
+    about = tracks.drop("song_hotttnesss").rows()
+    _write_sqlite(root / "track_metadata.db", f"songs ({columns})", about)
     _write_hdf5(root, tracks, _timbre(world, rng, style[of]))
 
     tested = rng.permutation(world.artists) < round(0.15 * world.artists)
@@ -145,9 +149,7 @@ def _hotness(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.where(rng.random(n) < 0.4, np.nan, hot)
 
 
-def _write_triplets(
-    path: Path, world: World, rng: np.random.Generator, style: np.ndarray, songs: list[str]
-) -> None:
+def _write_triplets(path: Path, world: World, rng, style: np.ndarray, songs: list[str]) -> None:
     """Listening: popular songs of the user's few styles; both activities are log-normal."""
     taste = rng.dirichlet(np.full(world.styles, 0.1), world.users)
     popularity = rng.lognormal(0, 0.9, world.songs)
@@ -155,32 +157,20 @@ def _write_triplets(
     active = np.clip(active.round().astype(int), 5, world.songs // 4)
     user, song = _race(rng, lambda u: (taste[u] @ style.T + 0.03) ** 2 * popularity, active)
     users = np.array([rng.bytes(20).hex() for _ in range(world.users)])
-    plays = {
-        "user": users[user],
-        "song": np.array(songs)[song],
-        "n": rng.geometric(0.35, len(user)),
-    }
-    pl.DataFrame(plays).write_csv(path, separator="\t", include_header=False)
+    counts = rng.geometric(0.35, len(user))
+    plays = pl.DataFrame({"user": users[user], "song": np.array(songs)[song], "n": counts})
+    plays.write_csv(path, separator="\t", include_header=False)
 
 
-def _write_tags(
-    path: Path,
-    world: World,
-    rng: np.random.Generator,
-    tracks: pl.Series,
-    style: np.ndarray,
-    artist: np.ndarray,
-) -> None:
+def _write_tags(path: Path, world: World, rng, tracks: pl.Series, style, artist) -> None:
     """last.fm tags: few, incomplete, some wrong, spelt as people please."""
-    bases, moods = _BASES[: world.styles], _MOODS[: -(-world.styles // 12)]
     styles = _styles(world)
-    named = [*styles, *bases, *moods]
+    named = [*styles, *_BASES[: world.styles], *_MOODS[: -(-world.styles // 12)]]
     named += [form.format(name) for form in _FORMS for name in styles]
     named = named[: world.tags - len(_ARTIST_TAGS)]
     says = np.array([[name in tag or tag in name.split() for tag in named] for name in styles])
     worn = rng.random((world.artists, len(_ARTIST_TAGS))) < 0.25
-    noise = np.full((world.artists, len(_JUNK_TAGS)), 0.05)
-    by_artist = np.hstack([worn, noise])
+    by_artist = np.hstack([worn, np.full((world.artists, len(_JUNK_TAGS)), 0.05)])
     liking = rng.lognormal(0, 0.7, len(named) + by_artist.shape[1])
 
     n_tags = (rng.random(len(tracks)) < 0.75) * rng.negative_binomial(3, 0.32, len(tracks))
@@ -189,22 +179,25 @@ def _write_tags(
         lambda t: np.hstack([style[t] ** 2 @ says, by_artist[artist[t]]]) * liking + 0.001,
         np.minimum(n_tags, world.tags),
     )
-    spelt = np.array(
-        [[spell(t) for spell in _SPELLINGS] for t in named + _ARTIST_TAGS + _JUNK_TAGS]
-    )
-    raw, raw_tag = np.unique(
-        spelt[tag, rng.choice(len(_SPELLINGS), len(tag), p=(0.7, 0.1, 0.15, 0.05))],
-        return_inverse=True,
-    )
+    names = [*named, *_ARTIST_TAGS, *_JUNK_TAGS]
+    spelt = np.array([[spell(name) for spell in _SPELLINGS] for name in names])
+    spelling = rng.choice(len(_SPELLINGS), len(tag), p=(0.7, 0.1, 0.15, 0.05))
+    raw, raw_tag = np.unique(spelt[tag, spelling], return_inverse=True)
     value = rng.integers(0, 101, len(tag))  # a few zeros, as in the genuine file
     rows = zip((track + 1).tolist(), (raw_tag + 1).tolist(), value.tolist(), strict=True)
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("CREATE TABLE tids (tid TEXT)")
-        database.execute("CREATE TABLE tags (tag TEXT)")
-        database.execute("CREATE TABLE tid_tag (tid INT, tag INT, val FLOAT)")
-        database.executemany("INSERT INTO tids VALUES (?)", ((t,) for t in tracks))
-        database.executemany("INSERT INTO tags VALUES (?)", ((t,) for t in raw.tolist()))
-        database.executemany("INSERT INTO tid_tag VALUES (?, ?, ?)", rows)
+    _write_sqlite(path, "tids (tid TEXT)", [(t,) for t in tracks])
+    _write_sqlite(path, "tags (tag TEXT)", [(t,) for t in raw.tolist()])
+    _write_sqlite(path, "tid_tag (tid INT, tag INT, val FLOAT)", list(rows))
+
+
+def _write_sqlite(path: Path, table: str, rows: list[tuple]) -> None:
+    # no transaction opened by the sqlite3 module: it finds INSERT by the locale's capitals
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("BEGIN")
+        database.execute(f"CREATE TABLE {table}")
+        places = ", ".join("?" * len(rows[0]))
+        database.executemany(f"INSERT INTO {table.split()[0]} VALUES ({places})", rows)
+        database.execute("COMMIT")
 
 
 def _timbre(world: World, rng: np.random.Generator, style: np.ndarray) -> list[np.ndarray]:
@@ -225,20 +218,6 @@ def _timbre(world: World, rng: np.random.Generator, style: np.ndarray) -> list[n
     frames = (_CENTRE + _SCALE * (frames + rng.normal(0, 0.6, frames.shape))).round(3)
     frames[:, 0] = frames[:, 0].clip(0, 60)  # loudness
     return np.split(frames, length.cumsum()[:-1])
-
-
-def _write_metadata(path: Path, tracks: pl.DataFrame) -> None:
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute(
-            "CREATE TABLE songs (track_id TEXT PRIMARY KEY, title TEXT, song_id TEXT,"
-            " release TEXT, artist_id TEXT, artist_mbid TEXT, artist_name TEXT, duration REAL,"
-            " artist_familiarity REAL, artist_hotttnesss REAL, year INT)"
-        )
-        database.executemany(
-            "INSERT INTO songs (track_id, title, song_id, artist_id, artist_name)"
-            " VALUES (?, ?, ?, ?, ?)",
-            tracks.drop("song_hotttnesss").rows(),
-        )
 
 
 def _write_hdf5(root: Path, tracks: pl.DataFrame, timbre: list[np.ndarray]) -> None:
