@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from repro.kernels import als
+from repro import kernels
 from repro.models import wmf
+from tests.oracles import solve_slowly
 
 from . import peers, world
 from .harness import Options, Report, interleave, ratio, spread, times
@@ -52,7 +53,7 @@ def check(surplus, turn: dict, h, sample: int = 200) -> tuple[float, float]:
     pair = torch.from_numpy(theta), torch.from_numpy(beta)
     value = wmf.objective(surplus, *pair, RIDGE, RIDGE, prior, w)
     users = np.random.default_rng(0).choice(len(theta), min(sample, len(theta)), False)
-    error = np.abs(als.solve_slowly(beta, surplus[users], RIDGE) - theta[users]).max()
+    error = np.abs(solve_slowly(beta, surplus[users], RIDGE) - theta[users]).max()
     return value, float(error / np.abs(theta).max())
 
 
@@ -60,8 +61,10 @@ def check_longest(surplus, theta, songs: int) -> float:
     """Return the largest relative error of the songs with most plays, solved once more."""
     rows = surplus.T.tocsr()
     rows = rows[np.argsort(np.diff(rows.indptr))[-songs:]]
-    found = als.solve(torch.from_numpy(theta), als.Rows.of(rows, theta.shape[1]), RIDGE).numpy()
-    expected = als.solve_slowly(theta, rows, RIDGE)
+    found = kernels.solve_rows(
+        torch.from_numpy(theta), kernels.Rows.of(rows, theta.shape[1]), RIDGE
+    ).numpy()
+    expected = solve_slowly(theta, rows, RIDGE)
     error = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
     return float(error.max())
 

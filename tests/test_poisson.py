@@ -8,7 +8,7 @@ from scipy.special import gammaln, psi
 from scipy.stats import gamma
 from sklearn.metrics import roc_auc_score
 
-from repro.kernels.vectors import LANES
+from repro.kernels import LANES
 from repro.models import poisson
 
 LENGTHS = [0, 1, 2, LANES - 1, LANES, LANES + 1, 0, 3 * LANES + 5, 90]

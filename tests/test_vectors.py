@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from repro.kernels import vectors
+from repro import kernels
 from repro.pipeline.run import ROOT
 
 NARROW = """
@@ -15,14 +15,14 @@ from llvmlite import binding
 features = binding.get_host_cpu_features()
 features.update({name: False for name in features if name.startswith("avx512")})
 binding.get_host_cpu_features = lambda: features
-from repro.kernels import vectors
-assert vectors.LANES == 8
+from repro import kernels
+assert kernels.LANES == 8
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
 """
 CASES = "edges or left_behind or slow_way or weighted or conjugate or agrees or equal or tell_apart"
 
 
-@pytest.mark.skipif(vectors.LANES == 8, reason="this processor's vectors are short anyway")
+@pytest.mark.skipif(kernels.LANES == 8, reason="this processor's vectors are short anyway")
 def test_kernels_are_right_with_short_vectors():
     tests = [ROOT / "tests" / f"test_{name}.py" for name in ("wmf", "metrics", "vq")]
     command = [sys.executable, "-W", "ignore", "-c", NARROW, *tests, "-k", CASES]
@@ -31,23 +31,9 @@ def test_kernels_are_right_with_short_vectors():
     assert "passed" in done.stdout
 
 
-def test_a_change_of_the_vectors_is_seen_by_the_cache(monkeypatch):
-    from repro.kernels import als
-
-    def key():
-        kernel = als._solve_rows
-        signature = kernel.signatures[0] if kernel.signatures else ()
-        return kernel._cache._index_key(signature, kernel.targetctx.codegen())
-
-    before = key()
-    assert key() == before
-    monkeypatch.setattr(vectors._Cache, "source", "other")
-    assert key() != before
-
-
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 @pytest.mark.parametrize("columns", [1, 16, 112])
 def test_aligned_space_begins_at_a_cache_line(rows, columns):
-    space = vectors.aligned(rows, columns)
+    space = kernels.aligned(rows, columns)
     assert space.shape == (rows, columns) and space.dtype == np.float32 and not space.any()
     assert space.ctypes.data % 64 == 0 and space.flags.c_contiguous

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
+from oracles import solve_slowly
 
-from repro.kernels import als
+from repro import kernels
 from repro.models import wmf
 from repro.pipeline.run import Checkpoint
 
@@ -105,8 +106,8 @@ def solved(fixed, surplus, ridge, mean=None, start=None, steps=None):
         None if x is None else torch.from_numpy(np.asarray(x, np.float32))
         for x in (fixed, mean, start)
     )
-    rows = als.Rows.of(surplus, fixed.shape[1])
-    return als.solve(fixed, rows, ridge, mean, start, steps).numpy()
+    rows = kernels.Rows.of(surplus, fixed.shape[1])
+    return kernels.solve_rows(fixed, rows, ridge, mean, start, steps).numpy()
 
 
 def problem(lengths, columns, k, seed):
@@ -130,11 +131,11 @@ def limit(fixed, surplus, ridge):
 def test_rows_of_any_shape_are_solved_as_the_slow_way_does(gpu, seed, k, columns, n_rows):
     lengths = np.random.default_rng(seed).integers(0, columns + 1, n_rows)
     fixed, surplus, mean = problem(lengths, columns, k, seed)
-    expected = als.solve_slowly(fixed, surplus, 2.0, mean)
+    expected = solve_slowly(fixed, surplus, 2.0, mean)
     with pytest.MonkeyPatch.context() as patch:
         if gpu:
-            patch.setattr(als, "_on_processor", lambda device: False)
-            patch.setattr(als, "_BATCH_FLOATS", 64 * k)
+            patch.setattr(kernels, "_on_processor", lambda device: False)
+            patch.setattr(kernels, "_BATCH_FLOATS", 64 * k)
         found = solved(fixed, surplus, 2.0, mean)
     assert apart(found, expected, limit(fixed, surplus, 2.0)) < 1e-5
     assert apart(expected, rows(fixed, surplus, 2.0, mean)) < 1e-8
@@ -153,18 +154,18 @@ def test_rows_at_the_edges_of_panels_and_vectors(k, prior, steps):
     mean = mean if prior else None
     start = np.zeros((len(lengths), k))
     found = solved(fixed, surplus, 2.0, mean, start, steps)
-    assert apart(found, als.solve_slowly(fixed, surplus, 2.0, mean)) < 1e-5
+    assert apart(found, solve_slowly(fixed, surplus, 2.0, mean)) < 1e-5
 
 
 @pytest.mark.parametrize("k", [49, 100])
 def test_what_earlier_rows_left_behind_reaches_no_result(k):
     lengths = [17, 49, 3, 33, 0, 90, 16, 25, 100, 18, 120, 1, 57]
     fixed, surplus, _ = problem(lengths, 900, k, seed=3)
-    rows = als.Rows.of(surplus, k)
+    rows = kernels.Rows.of(surplus, k)
     for order in (np.arange(len(lengths)), np.argsort(lengths), np.arange(len(lengths))[::-1]):
         rows.chunks = [torch.from_numpy(order.copy())]
-        found = als.solve(torch.from_numpy(fixed.astype(np.float32)), rows, 2.0).numpy()
-        assert apart(found, als.solve_slowly(fixed, surplus, 2.0)) < 1e-5
+        found = kernels.solve_rows(torch.from_numpy(fixed.astype(np.float32)), rows, 2.0).numpy()
+        assert apart(found, solve_slowly(fixed, surplus, 2.0)) < 1e-5
 
 
 def test_factors_that_do_not_fit_are_refused():
@@ -194,7 +195,7 @@ def test_number_of_threads_changes_nothing(threads):
 
 def test_steps_of_conjugate_gradients_approach_the_solution():
     fixed, surplus, mean = problem([5, 90, 17, 0, 40, 3] * 4, 150, 21, seed=8)
-    expected = als.solve_slowly(fixed, surplus, 2.0, mean)
+    expected = solve_slowly(fixed, surplus, 2.0, mean)
     start = np.random.default_rng(1).standard_normal(expected.shape)
     gap = [apart(solved(fixed, surplus, 2.0, mean, start, s), expected) for s in (0, 1, 3, 8, 40)]
     assert gap == sorted(gap, reverse=True)
@@ -213,7 +214,7 @@ def test_approximate_fit_ends_near_the_exact_one():
 
 def test_approximate_solver_on_a_gpu_is_refused(monkeypatch):
     fixed, surplus, mean = problem([5], 15, 2, seed=8)
-    monkeypatch.setattr(als, "_on_processor", lambda device: False)
+    monkeypatch.setattr(kernels, "_on_processor", lambda device: False)
     with pytest.raises(ValueError, match="leave steps out on a GPU"):
         solved(fixed, surplus, 2.0, mean, mean, 2)
 
@@ -440,8 +441,8 @@ def test_given_means_are_a_prior_that_stays():
     start = np.random.default_rng(0).standard_normal((surplus.shape[0], 4)) * 0.01
     theta = start.astype(np.float32)
     for _ in range(3):
-        beta = als.solve_slowly(theta, surplus.T.tocsr(), RIDGES["lambda_beta"], means)
-        theta = als.solve_slowly(beta, surplus, RIDGES["lambda_theta"])
+        beta = solve_slowly(theta, surplus.T.tocsr(), RIDGES["lambda_beta"], means)
+        theta = solve_slowly(beta, surplus, RIDGES["lambda_theta"])
     assert np.allclose(fitted.beta, beta, atol=1e-3) and fitted.w is None
     objective = [row["objective"] for row in fitted.history]
     assert (np.diff(objective) <= 1e-6 * np.abs(objective[:-1])).all()

@@ -17,27 +17,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from numba import types
-from numba.extending import intrinsic
 
-from repro.kernels import parallel
-from repro.kernels.vectors import LANES, Vectors, aligned, compiled
-
-_USERS, _ITEMS = 256, 1024  # of a tile of scores, which stays in cache
-
-
-def ranks_slowly(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarray:
-    """Sort every user's list in float64: what :func:`heldout_ranks` must give."""
-    theta, beta = (np.asarray(x, np.float32).astype(np.float64) for x in (theta, beta))
-    ranks = []
-    for user in range(heldout.shape[0]):
-        listed = np.argsort(-(beta @ theta[user]), kind="stable")
-        if exclude is not None:
-            listed = listed[~np.isin(listed, exclude[[user]].indices)]
-        place = np.empty(len(beta), np.int64)
-        place[listed] = np.arange(len(listed))
-        ranks.append(place[heldout[[user]].indices])
-    return np.concatenate(ranks)
+from repro import kernels
 
 
 def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarray:
@@ -74,129 +55,12 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarr
         raise ValueError("a pair is both held out and excluded")
     with np.errstate(over="ignore"):
         theta, beta = (np.ascontiguousarray(x, dtype=np.float32) for x in (theta, beta))
-    length, longest = (np.sqrt(np.einsum("ij,ij->i", x, x, dtype=float)) for x in (theta, beta))
-    if not length.max(initial=0) * longest.max(initial=0) < np.finfo(np.float32).max:
-        raise ValueError("scores must be finite")
-    # By falling length: no product of a tile is larger than with the tile's first item.
-    order = np.argsort(-longest, kind="stable").astype(np.int32)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order), dtype=np.int32)
-    columns, longest = np.ascontiguousarray(beta[order].T), longest[order]
-    ranks = np.zeros(held.nnz, np.int64)
-    pairs = theta, beta, held.indptr, held.indices, np.empty(held.nnz), ranks
-    users = np.flatnonzero(np.diff(held.indptr))
-
-    width = min(_ITEMS, len(beta) + -len(beta) % 64)
-
-    def count(block):
-        listed, room = theta[block], aligned(len(block), width)
-        taken = np.empty((out.indptr[block + 1] - out.indptr[block]).sum(), np.int32)
-        ends = np.empty(len(block), np.int64)
-        _start(block, out.indptr, out.indices, place, taken, ends, *pairs)
-        for first in range(0, len(beta), _ITEMS):
-            n = min(_ITEMS, len(beta) - first)
-            np.matmul(listed, columns[:, first : first + n], out=room[:, :n])
-            room[:, n:] = -np.inf
-            bound = length[block] * longest[first]
-            _add_tile(room, first, n, block, bound, order, place, taken, ends, *pairs)
-
-    parallel.over(count, (users[i : i + _USERS] for i in range(0, len(users), _USERS)))
-    return ranks
+    return kernels.heldout_ranks(theta, beta, held, out)
 
 
 def _pattern(pairs: sp.csr_matrix) -> sp.csr_matrix:
     ones = np.ones(len(pairs.indices), bool)
     return sp.csr_matrix((ones, pairs.indices, pairs.indptr), pairs.shape)
-
-
-@compiled
-def _start(
-    users, out_indptr, out_indices, place, taken, ends, theta, beta, indptr, indices, own, _
-):
-    """Score the users' held-out items; list where the tiles have the excluded ones."""
-    end = 0
-    for row, user in enumerate(users):
-        for entry in range(indptr[user], indptr[user + 1]):
-            own[entry] = _exact_score(theta[user], beta[indices[entry]])
-        begin, end = end, end + out_indptr[user + 1] - out_indptr[user]
-        for spot in range(begin, end):
-            taken[spot] = place[out_indices[out_indptr[user] + spot - begin]]
-        ends[row] = end
-
-
-@compiled
-def _add_tile(
-    scores, first, n, users, bound, order, place, taken, ends,
-    theta, beta, indptr, indices, own, ranks,
-):  # fmt: skip
-    """Add to the rank of the users' held-out items the ones of this tile listed above them."""
-    end = 0
-    for row, user in enumerate(users):
-        score = scores[row]
-        begin, end = end, ends[row]
-        for spot in range(begin, end):
-            if first <= taken[spot] < first + n:
-                score[taken[spot] - first] = -np.inf
-        # A float32 sum of K products is this near, in whatever order it is summed.
-        margin = (theta.shape[1] + 4) * 2.0**-24 * bound[row] + 1e-37
-        for entry in range(indptr[user], indptr[user + 1]):
-            if own[entry] > bound[row] + 2 * margin:
-                continue  # nothing here is as high
-            low, high = np.float32(own[entry] - margin), np.float32(own[entry] + margin)
-            above, near = _count(score, 0, len(score), low, high)
-            ranks[entry] += above
-            if near - above == (first <= place[indices[entry]] < first + n):
-                continue  # but for itself
-            for part in range(0, n, 64):
-                above, near = _count(score, part, 64, low, high)
-                if near == above:
-                    continue
-                for c in range(part, min(part + 64, n)):
-                    item = order[first + c]
-                    if low <= score[c] <= high and item != indices[entry]:
-                        exact = _exact_score(theta[user], beta[item])
-                        equal_first = exact == own[entry] and item < indices[entry]
-                        ranks[entry] += exact > own[entry] or equal_first
-
-
-@compiled
-def _count(score, at, n, low, high):
-    both = _count_both(score, at, n, low, high)
-    return both >> 32, both & 0xFFFFFFFF
-
-
-@intrinsic
-def _count_both(typing, score, at, n, low, high):
-    """Count the scores above ``high`` and, in the lower half of the result, from ``low`` on."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        score, at, n, low, high = v.args
-        low, high = v.broadcast(low), v.broadcast(high)
-        above, near = v.variables([v.none, v.none])
-        with v.loop(v.whole(n)) as turn:
-            value = v.load(score, at, v.times(turn.index, LANES))
-            v.count(above, builder.fcmp_ordered(">", value, high))
-            v.count(near, builder.fcmp_ordered(">=", value, low))
-        return builder.or_(builder.shl(builder.load(above), v.long(32)), builder.load(near))
-
-    real = types.float32
-    return types.int64(score, types.int64, types.int64, real, real), generate
-
-
-@compiled
-def _exact_score(theta, beta):
-    """Return a product in float64 whose order of summation is the same everywhere."""
-    a = b = c = d = 0.0
-    k = len(theta)
-    for i in range(0, k - 3, 4):
-        a += np.float64(theta[i]) * np.float64(beta[i])
-        b += np.float64(theta[i + 1]) * np.float64(beta[i + 1])
-        c += np.float64(theta[i + 2]) * np.float64(beta[i + 2])
-        d += np.float64(theta[i + 3]) * np.float64(beta[i + 3])
-    for i in range(k - k % 4, k):
-        a += np.float64(theta[i]) * np.float64(beta[i])
-    return (a + b) + (c + d)
 
 
 def per_user(ranks: np.ndarray, heldout: sp.csr_matrix, recall_at=(40, 80, 120, 160, 200)):

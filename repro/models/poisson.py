@@ -27,8 +27,8 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import gammaln, logsumexp, psi
 
-from repro.kernels import parallel
-from repro.kernels.vectors import (
+from repro import kernels
+from repro.kernels import (
     LANES,
     add_rows,
     aligned,
@@ -93,11 +93,11 @@ def shares(x, y, counts: sp.csr_matrix) -> np.ndarray:
         _share_rows(indptr, indices, data, left, padded, sums, *room)
         out[rows.start : rows.stop] = sums[:, :k]
 
-    parallel.over(pad, range(0, len(y), _BLOCK))
+    kernels.parallel_map(pad, range(0, len(y), _BLOCK))
     work = counts.indptr + 8.0 * np.arange(len(x) + 1)  # a row costs something even when empty
     step = max(work[-1] / _CHUNKS, _LEAST)
     bounds = np.unique([*np.searchsorted(work, np.arange(0, work[-1], step)), len(x)])
-    parallel.over(share, map(range, bounds[:-1], bounds[1:]))
+    kernels.parallel_map(share, map(range, bounds[:-1], bounds[1:]))
     return out
 
 
@@ -157,7 +157,7 @@ class _Gammas:
             return self.mean[block].sum(0, dtype=np.float64)
 
         nothing = np.zeros(self.mean.shape[1])
-        self.total = sum(parallel.over(expect, range(0, len(found), _BLOCK)), nothing)
+        self.total = sum(kernels.parallel_map(expect, range(0, len(found), _BLOCK)), nothing)
 
     def bound(self, rate, log_rate) -> float:
         """Return E[log prior - log posterior], given the means of the prior's rate and its log."""

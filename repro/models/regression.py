@@ -25,7 +25,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from repro.kernels import parallel
+from repro import kernels
 
 
 def quadratic(theta: np.ndarray, surplus: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def quadratic(theta: np.ndarray, surplus: sp.csr_matrix) -> tuple[np.ndarray, np
             t = theta[by_item.indices[plays]]
             a[item] = shared + (t.T * by_item.data[plays]) @ t
 
-    parallel.over(fill, np.array_split(np.arange(len(a)), 64))
+    kernels.parallel_map(fill, np.array_split(np.arange(len(a)), 64))
     return a, ((by_item + (by_item > 0)) @ theta).astype(np.float32)
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from repro.kernels import parallel
+from repro import kernels
 
 _OPTIMISERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
@@ -268,7 +268,7 @@ def logistic(
         model = LogisticRegression(C=1.0 / penalty, max_iter=500).fit(x, y[:, tag])
         weight[tag], intercept[tag] = model.coef_[0] / length, model.intercept_[0]
 
-    parallel.over(fit, np.flatnonzero(y.any(0) & ~y.all(0)))
+    kernels.parallel_map(fit, np.flatnonzero(y.any(0) & ~y.all(0)))
     return lambda histograms: np.asarray(histograms, np.float32) @ weight.T + intercept
 
 

@@ -18,8 +18,8 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from repro.kernels import parallel
-from repro.kernels.vectors import LANES, Vectors, aligned, compiled
+from repro import kernels
+from repro.kernels import LANES, Vectors, aligned, compiled
 
 _BLOCK_FRAMES = 262_144
 _BLOCK_TRACKS = 10_000
@@ -55,7 +55,7 @@ class Codebook:
                 part = slice(start, start + _TASK_FRAMES)
                 _closest(frames[part], *shift, tiles, halves, code[part, 0])
 
-            parallel.over(task, range(0, len(frames), _TASK_FRAMES))
+            kernels.parallel_map(task, range(0, len(frames), _TASK_FRAMES))
         else:
             half, matrix = torch.from_numpy(half), torch.from_numpy(centres.T)
             for start in range(0, len(frames), _TASK_FRAMES):

@@ -25,7 +25,7 @@ import scipy.sparse as sp
 import torch
 from scipy.linalg import cho_solve
 
-from repro.kernels import als, parallel
+from repro import kernels
 
 _BLOCK = 512  # songs whose features are multiplied at a time
 
@@ -90,7 +90,7 @@ class ContentPrior:
                 total += rows[block].astype(dtype, copy=False).T @ h
             return total
 
-        return sum(parallel.over(part, range(8)))
+        return sum(kernels.parallel_map(part, range(8)))
 
     def solve(self, beta: torch.Tensor, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         """Return the W of eq. (3) for the song factors ``beta``.
@@ -101,7 +101,7 @@ class ContentPrior:
         penalised = self.penalty * w.cpu().numpy().T.astype(np.float64)
         right = self._with_features((beta - mean).cpu().numpy(), np.float32)
         parts = np.array_split(right - self.lambda_w * penalised, 4)
-        change = np.concatenate(parallel.over(lambda part: part @ self._inverse, parts)).T
+        change = np.concatenate(kernels.parallel_map(lambda part: part @ self._inverse, parts)).T
         return w + torch.from_numpy(np.ascontiguousarray(change, np.float32)).to(beta.device)
 
     def mean(self, w: torch.Tensor) -> torch.Tensor:
@@ -112,7 +112,7 @@ class ContentPrior:
             block = slice(begin, begin + _BLOCK)
             np.matmul(self.features[block], w.cpu().numpy(), out=out[block])
 
-        parallel.over(multiply, range(0, len(out), _BLOCK))
+        kernels.parallel_map(multiply, range(0, len(out), _BLOCK))
         return torch.from_numpy(out).to(w.device)
 
     def ridge(self, w: torch.Tensor) -> float:
@@ -260,8 +260,8 @@ def fit(
     start = np.random.default_rng(seed).standard_normal((n_users, factors)) * 0.01
     theta = torch.from_numpy(start.astype(np.float32)).to(device)
     beta = torch.zeros(n_items, factors, device=device)
-    by_user = als.Rows.of(surplus, factors, device)
-    by_item = als.Rows.of(surplus.T.tocsr(), factors, device)
+    by_user = kernels.Rows.of(surplus, factors, device)
+    by_item = kernels.Rows.of(surplus.T.tocsr(), factors, device)
     prior = None if means is None else FixedPrior(means, device)
     w = None
     if features is not None:
@@ -287,9 +287,9 @@ def fit(
 
     for sweep in range(done + 1, sweeps + 1):
         mean = None if prior is None else prior.mean(w)
-        beta = als.solve(theta, by_item, lambda_beta, mean, beta, steps)
+        beta = kernels.solve_rows(theta, by_item, lambda_beta, mean, beta, steps)
         note(sweep, "items")
-        theta = als.solve(beta, by_user, lambda_theta, None, theta, steps)
+        theta = kernels.solve_rows(beta, by_user, lambda_theta, None, theta, steps)
         note(sweep, "users")
         if w is not None:
             w = prior.solve(beta, w, mean)

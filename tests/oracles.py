@@ -1,0 +1,49 @@
+"""Slow ways in float64, written for reading: what the fast ones must give."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse as sp
+
+
+def solve_slowly(fixed, surplus: sp.csr_matrix, ridge: float, prior=None) -> np.ndarray:
+    """Solve one row after the other in float64: what :func:`repro.kernels.solve_rows` must give.
+
+    Parameters
+    ----------
+    fixed : array, columns x K
+    surplus : csr_matrix, rows x columns
+        Confidence above one of each play.
+    ridge : float
+    prior : array, rows x K, optional
+        Prior means; zero when absent.
+
+    Returns
+    -------
+    array of float64, rows x K
+    """
+    y = np.asarray(fixed, np.float64)
+    shared = y.T @ y + ridge * np.eye(y.shape[1])
+    x = np.zeros((surplus.shape[0], y.shape[1]))
+    for row in range(len(x)):
+        plays = slice(surplus.indptr[row], surplus.indptr[row + 1])
+        y_row, s = y[surplus.indices[plays]], surplus.data[plays].astype(np.float64)
+        right = (1.0 + s) @ y_row
+        if prior is not None:
+            right = right + ridge * np.asarray(prior[row], np.float64)
+        x[row] = np.linalg.solve(shared + (y_row.T * s) @ y_row, right)
+    return x
+
+
+def ranks_slowly(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarray:
+    """Sort every user's list in float64: what :func:`repro.kernels.heldout_ranks` must give."""
+    theta, beta = (np.asarray(x, np.float32).astype(np.float64) for x in (theta, beta))
+    ranks = []
+    for user in range(heldout.shape[0]):
+        listed = np.argsort(-(beta @ theta[user]), kind="stable")
+        if exclude is not None:
+            listed = listed[~np.isin(listed, exclude[[user]].indices)]
+        place = np.empty(len(beta), np.int64)
+        place[listed] = np.arange(len(listed))
+        ranks.append(place[heldout[[user]].indices])
+    return np.concatenate(ranks)
