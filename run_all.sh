@@ -7,8 +7,14 @@
 #   ./run_all.sh test [pytest options]
 #   ./run_all.sh benchmarks [NAMES...] [--small]     beside other libraries, in an environment apart
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-root=$PWD
+
+script=${BASH_SOURCE[0]}
+while [ -L "$script" ]; do # reached by a link: readlink -f is not everywhere
+  link=$(readlink "$script")
+  case $link in /*) script=$link ;; *) script=$(dirname "$script")/$link ;; esac
+done
+# The caller's folder stays the current one, so that --data ../music means what it says.
+root=$(cd "$(dirname "$script")" && pwd -P)
 
 find_python() {
   local name
@@ -40,7 +46,7 @@ PYTHON
 
 install() { # what the lock $2 pins into $1; the marker is written last: an interruption shows
   local marker=$1/installed wanted python
-  wanted="$root $(cat "$2" pyproject.toml | cksum)"
+  wanted="$root $(cat "$2" "$root/pyproject.toml" | cksum)"
   if [ "$(cat "$marker" 2>/dev/null)" = "$wanted" ] && "$1/bin/python" -c '' 2>/dev/null; then
     return
   fi
@@ -58,7 +64,7 @@ install() { # what the lock $2 pins into $1; the marker is written last: an inte
       --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' "$2")"
   fi
   pip "$1" -r "$2"
-  pip "$1" --no-deps --no-build-isolation --editable .
+  pip "$1" --no-deps --no-build-isolation --editable "$root"
   echo "$wanted" >"$marker"
 }
 
@@ -66,6 +72,7 @@ pip() { "$1/bin/python" -m pip -qq --disable-pip-version-check install "${@:2}";
 
 if [ "${1:-}" = benchmarks ]; then
   shift
+  cd "$root"
   install .venv-benchmarks benchmarks/requirements.lock
   exec .venv-benchmarks/bin/python -u -m benchmarks "$@"
 fi
@@ -80,12 +87,13 @@ if [ -n "$active" ]; then
   fi
 fi
 if [ -z "$python" ]; then
-  install .venv requirements.lock
+  install "$root/.venv" "$root/requirements.lock"
   python=$root/.venv/bin/python
 fi
 
 if [ "${1:-}" = test ]; then
   shift
+  cd "$root"
   exec "$python" -m pytest "$@"
 fi
-exec "$python" -u -m repro "$@"
+exec "$python" -P -u -m repro "$@"
