@@ -3,10 +3,15 @@
 import sqlite3
 import zipfile
 from contextlib import closing
+from pathlib import Path
 
 import h5py
 import numpy as np
 import polars as pl
+import pytest
+
+SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
+genuine = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no genuine samples in {SAMPLES}")
 
 TRIPLETS = """\
 u2\tSOB\t3

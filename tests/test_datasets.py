@@ -3,18 +3,15 @@
 import gzip
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from folders import TRIPLETS, write_msd, write_spotify, write_subset, write_track
+from folders import SAMPLES, TRIPLETS, genuine, write_msd, write_spotify, write_subset, write_track
 
 from repro import config
 from repro.data import files, prepare, raw
 
-SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
-genuine = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no genuine samples in {SAMPLES}")
 PROFILE = replace(config.PAPER, min_songs_per_tag=2)
 
 

@@ -1,9 +1,14 @@
 """Every fault of the raw files, one by one, and what becomes of it: the table in FAULTS.md."""
 
+import errno
+import fcntl
 import importlib
 import os
+import re
+import signal
 import sqlite3
 import zipfile
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +18,11 @@ import pytest
 from folders import (
     HISTORY,
     INFO,
+    SAMPLES,
     SONGS,
     TAGGED,
     TRIPLETS,
+    genuine,
     write_hetrec,
     write_msd,
     write_spotify,
@@ -27,7 +34,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from repro import config
-from repro.data import files, prepare, raw
+from repro.data import files, hdf5, prepare, raw, synthetic
 
 PROFILES = {
     "msd": (replace(config.PAPER, min_songs_per_tag=2), write_msd),
@@ -110,6 +117,19 @@ def h5(name, frames):
             file["analysis/other"] = frames
 
     return do
+
+
+def of_a_mac(folder):
+    (folder / "MillionSongSubset/A/.DS_Store").write_bytes(b"Bud1")
+    for path in list(folder.glob("MillionSongSubset/?/?/?/*.h5")):
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7" * 1024)
+
+
+def no_rows(folder):
+    with h5py.File(folder / "MillionSongSubset/A/A/B/TRAAB01.h5", "a") as file:
+        kind = file["metadata/songs"].dtype
+        del file["metadata/songs"]
+        file.create_dataset("metadata/songs", shape=(0,), dtype=kind)
 
 
 def silent(data, bag):
@@ -247,6 +267,23 @@ FAULTS = [
           cut("MillionSongSubset/A/A/B/TRAAB01.h5"),
           holds=lambda d, bag: d.facts["tracks that cannot be read"] == 1,
           so="left out, counted in the table of the preparation"),
+    Fault("msd", "train_triplets.txt", "ids in quotation marks",
+          re.sub(r"(\w+)\t(\w+)\t", r'"\1"\t"\2"\t', TRIPLETS),
+          holds=lambda d, bag: d.plays.nnz == 4 and d.item_ids[0] == "SOA", so="read"),
+    Fault("msd", "train_triplets.txt", "numbers in the place of song ids",
+          re.sub(r"SO\w+", "17", TRIPLETS),
+          r"\.txt \(1 ids, the first '17'\) and .*\.db \(4 ids, the first 'SOA'\) have no id in"),
+    Fault("msd", "lastfm_tags.db", "numbers in the place of track ids",
+          sql("lastfm_tags.db", "UPDATE tids SET tid = 17"),
+          r"tags\.db \(1 ids, the first '17'\) and .*\.db \(6 ids, .* have no id in common"),
+    Fault("subset", "MillionSongSubset", "a Mac's `._TR....h5` beside each track", of_a_mac,
+          holds=lambda d, bag: d.facts["tracks read"] == 5 and not d.broken, so="passed over"),
+    Fault("subset", "MillionSongSubset/A/A/B/TRAAB01.h5", "a table without rows", no_rows,
+          holds=lambda d, bag: list(d.broken) == ["TRAAB01"],
+          so="left out, counted in the table of the preparation"),
+    Fault("subset", "MillionSongSubset", "few tracks, none readable",
+          lambda f: [path.write_bytes(b"") for path in f.glob("MillionSongSubset/?/?/?/*")],
+          r"MillionSongSubset: expected tracks .*, found none that can be read; .*TRAAB01\.h5"),
     Fault("lastfm", "hetrec2011-lastfm-2k.zip", "cut short", cut("hetrec2011-lastfm-2k.zip"),
           r"lastfm-2k\.zip: artists\.dat: broken, cut short"),
     Fault("lastfm", "hetrec2011-lastfm-2k.zip", "a column missing",
@@ -288,6 +325,27 @@ FAULTS = [
     Fault("spotify", "Music Info.csv", "a track that nobody played", INFO,
           holds=lambda d, bag: "TR4" not in d.item_ids and "TR4" in d.tag_tracks,
           so="no item; its tags may teach the network"),
+    Fault("spotify", "Music Info.csv", "the last row cut short", INFO[:-30],
+          r"Music Info\.csv, line 6: expected 14 fields, found 8, 'TR4,Song 4,bob,rock,200000"),
+    Fault("spotify", "Music Info.csv", "`nan` as a tag", INFO.replace('"rock, jazz"', "nan"),
+          holds=lambda d, bag: "TR0" not in d.tag_tracks, so="no tag"),
+    Fault("spotify", "Music Info.csv", "an inch mark in a title",
+          INFO.replace("Song 1", 'Song 12" mix'),
+          holds=lambda d, bag: d.item_names[1] == 'ann - Song 12" mix', so="read as it is"),
+    Fault("spotify", "Music Info.csv", "a quotation mark that is not closed",
+          INFO.replace("Song 3", '"Song 3'),
+          r"Music Info\.csv, line 5: expected 14 fields, found 2, 'TR3,Song 3,cid"),
+    Fault("spotify", "User Listening History.csv", "ids in quotation marks",
+          re.sub(r"^(\w+),(\w+)", r'"\1","\2"', HISTORY, flags=re.MULTILINE),
+          holds=lambda d, bag: d.plays.sum() == 11, so="read"),
+    Fault("spotify", "User Listening History.csv", "ids of other tracks",
+          HISTORY.replace("TR", "X"),
+          r"History\.csv \(4 ids, the first 'X0'\) and .*Info\.csv \(5 ids, .* have no id in"),
+    Fault("lastfm", "hetrec2011-lastfm-2k.zip", "artists of other ids",
+          lambda f: write_hetrec(f, user_artists="userID\tartistID\tweight\n7\t99\t5\n"),
+          r"user_artists\.dat \(1 ids, the first '99'\) and artists\.dat \(3 ids, the first '1'"),
+    Fault("lastfm", "Music Info.csv", "other artists", re.sub("ann|bob|cid", "zoe", INFO),
+          r"artists\.dat \(3 ids, the first 'ann'\) and .*Info\.csv \(1 ids, the first 'zoe'\)"),
     Fault("spotify", "User Listening History.csv", "another delimiter",
           HISTORY.replace(",", ";"), "line 1: expected 'track_id,user_id,playcount', found"),
     Fault("spotify", "User Listening History.csv", "a header of other columns",
@@ -328,7 +386,7 @@ def marked():
     """Return the faults that tests elsewhere are marked with: what, what follows, where."""
     found = []
     for path in sorted(TABLE.parent.glob("test_*.py")):
-        if "pytest.mark.fault" in path.read_text("utf-8") and path.stem != Path(__file__).stem:
+        if "pytest.mark.fault" in path.read_text("utf-8"):
             for test in vars(importlib.import_module(path.stem)).values():
                 marks = getattr(test, "pytestmark", []) if callable(test) else []
                 found += [(*m.args, f"{path.name}") for m in marks if m.name == "fault"]
@@ -355,6 +413,114 @@ def test_the_table_says_what_happens(tmp_path):
         before = TABLE.read_text("utf-8").partition("<!-- faults -->")[0]
         TABLE.write_text(f"{before}<!-- faults -->\n\n{table}\n", "utf-8")
     assert TABLE.read_text("utf-8").partition("<!-- faults -->")[2].strip() == table
+
+
+# --- machines
+
+
+@pytest.mark.fault(
+    "an HDF5 file at which libhdf5 aborts its process",
+    "named and listed as any broken track; the process that read it is replaced",
+)
+def test_a_file_that_ends_its_reader_costs_that_file_alone(tmp_path, monkeypatch):
+    tracks = "TRAAB01", "TRAAB02", "TRAAB03"
+    for track_id in tracks:
+        write_track(tmp_path, track_id, np.ones((2, 12)))
+    send = hdf5._Worker._send
+
+    def abort(worker, question):
+        if "TRAAB02" in question[1]:
+            worker.process.send_signal(signal.SIGABRT)
+        send(worker, question)
+
+    monkeypatch.setattr(hdf5._Worker, "_send", abort)
+    bag = prepare.Bags(lambda t, ahead: raw.timbre(tmp_path, t, ahead), 12)
+    bag.expect(tracks)
+    assert [len(bag(t)) for t in tracks] == [2, 0, 2]
+    assert "TRAAB02.h5: " in bag.broken(tracks, 3)["TRAAB02"]
+
+
+@genuine
+def test_genuine_files_at_which_libhdf5_aborts():
+    for path in SAMPLES.glob("broken_h5/?/?/?/*.h5"):
+        with pytest.raises(raw.BadInput, match=f"{path.name}: .*ended by signal 6"):
+            raw.metadata(path)
+
+
+@pytest.mark.long
+@genuine
+def test_flipped_genuine_files_are_read_or_named(tmp_path):
+    paths, rng = sorted(SAMPLES.glob("msd_h5/?/?/?/*.h5")), np.random.default_rng(1)
+    for _ in range(20_000):
+        path = paths[rng.integers(len(paths))]
+        content = np.fromfile(path, np.uint8)
+        places = rng.integers(len(content), size=rng.integers(1, 17))
+        content[places] = rng.integers(256, size=len(places))
+        flipped = raw.place(tmp_path, path.stem)
+        flipped.parent.mkdir(parents=True, exist_ok=True)
+        content.tofile(flipped)
+        for read in (raw.metadata, lambda path: raw.timbre(tmp_path, path.stem)):
+            try:
+                read(flipped)
+            except raw.BadInput as error:
+                assert str(flipped) in str(error)
+
+
+@pytest.mark.parametrize("number", ["ENOLCK", "EOPNOTSUPP", "EIO", "ENOSYS"])
+@pytest.mark.fault(
+    "a file system that refuses locks", "read without them; ours is then a file with its owner"
+)
+def test_a_lock_that_is_refused_is_a_file(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(getattr(errno, number), "refused")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for _ in range(2):
+        with (
+            files.exclusive_lock(tmp_path / "lock", "busy"),
+            pytest.raises(BlockingIOError, match="busy"),
+            files.exclusive_lock(tmp_path / "lock", "busy"),
+        ):
+            pass
+
+
+def test_reading_takes_no_lock(tmp_path):
+    folder = write_msd(tmp_path)
+    with (
+        (folder / TIMBRE).open("rb") as file,
+        closing(sqlite3.connect(folder / "lastfm_tags.db")) as database,
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX)
+        database.execute("BEGIN EXCLUSIVE")
+        assert len(raw.timbre(folder / "msd", "TRAAB01")) == 2
+        assert prepare.load(PROFILES["msd"][0], folder).tags.nnz
+
+
+@pytest.mark.parametrize("place", ["archive/", "../"])
+@pytest.mark.fault("files one folder above or below", "missing; the message says where they are")
+def test_files_one_folder_away_are_found(tmp_path, place):
+    asked = tmp_path / "data"
+    asked.mkdir()
+    (asked / place).mkdir(exist_ok=True)
+    write_spotify(asked / place)
+    with pytest.raises(files.MissingData) as caught:
+        prepare.load(config.MSD_SPOTIFY, asked)
+    assert f"; there is one in {(asked / place).resolve()}\n" in str(caught.value)
+
+
+def test_hidden_files_do_not_count(tmp_path):
+    folder, profile = write_subset(tmp_path), PROFILES["subset"][0]
+    before = files.data_digest(profile, folder)
+    of_a_mac(folder)
+    assert files.data_digest(profile, folder) == before
+
+
+@pytest.mark.fault("another locale, Turkish for one", "the same world: a transaction a table")
+def test_a_world_is_written_in_explicit_transactions(tmp_path):
+    synthetic.write_world(replace(config.SMOKE.world, users=20, songs=80), 1, tmp_path / "world")
+    for name, tables in {"lastfm_tags.db": 3, "track_metadata.db": 1}.items():
+        with (tmp_path / "world" / name).open("rb") as file:
+            assert int.from_bytes(file.read(28)[24:], "big") == tables  # SQLite's change counter
 
 
 # --- whatever the bytes

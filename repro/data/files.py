@@ -7,6 +7,7 @@ a mirror that the user names), is written in a folder apart, checked, and only t
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -24,7 +25,7 @@ from urllib.parse import urljoin, urlsplit
 
 import pooch
 import requests
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from repro.config import PROFILES, Profile
 
@@ -69,6 +70,7 @@ NOTES = "fetched.json"
 _PARTIAL = ".fetching"  # a folder beside the files
 _TRACK = re.compile(r"(?:^|/)([A-Z]/[A-Z]/[A-Z]/TR[A-Z0-9]{16}\.h5)$")
 _TIMEOUT = 60.0  # seconds without a byte
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.ENOSYS}  # of some file systems
 _STARTS = {".db": b"SQLite format 3\0", ".h5": b"\x89HDF\r\n", ".zip": b"PK", ".gz": b"\x1f\x8b"}
 
 
@@ -105,9 +107,12 @@ def described(source: Source) -> str:
     """Return whether a file is there, and what a person needs to know to get it."""
     readers = [p.name for p in PROFILES.values() if p.source != "world"]
     readers = [p for p in readers if source in required(PROFILES[p], source.path.parent)]
+    folder, name = source.path.parent.resolve(), source.path.name
+    near = [path for path in (folder.parent / name, *folder.glob(f"*/{name}")) if path.exists()]
+    found = f"; there is one in {near[0].parent}" if near and not source.path.exists() else ""
     return (
-        f"{'there' if source.path.exists() else 'missing'} {source.path.name}: {source.what}\n"
-        f"  for {', '.join(readers)}; looked for in {source.path.parent.resolve()}\n"
+        f"{'there' if source.path.exists() else 'missing'} {name}: {source.what}\n"
+        f"  for {', '.join(readers)}; looked for in {folder}{found}\n"
         f"  from {source.origin} ({source.size})\n"
         f"  licence: {source.licence}\n"
         f"  {source.url or source.how}"
@@ -153,7 +158,8 @@ def data_digest(profile: Profile, root: Path | str) -> str:
             files = []
             for number, folder in enumerate(sorted(source.path.glob("?/?/?"))):
                 with os.scandir(folder) as entries:  # a million files: twice as fast as glob
-                    tracks = sorted(f"{file.name} {file.stat().st_size}\n" for file in entries)
+                    tracks = [file for file in entries if not file.name.startswith(".")]
+                    tracks = sorted(f"{file.name} {file.stat().st_size}\n" for file in tracks)
                 digest.update("".join(tracks).encode())
                 if tracks and number % 512 == 0:
                     files.append(folder / tracks[0].rpartition(" ")[0])
@@ -203,7 +209,13 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
     """Hold a lock file, or raise BlockingIOError with the message if another process does."""
     lock = FileLock(path, timeout=0)
     try:
-        lock.acquire()
+        try:
+            lock.acquire()
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            lock = SoftFileLock(f"{path}.soft", timeout=0)  # a file that names its process
+            lock.acquire()
     except Timeout:
         raise BlockingIOError(message) from None
     try:

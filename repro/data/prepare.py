@@ -15,6 +15,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -104,13 +105,18 @@ class Bags:
     track whose file cannot be read has none either: one among a million must not stop a run.
     """
 
-    def __init__(self, read: Callable[[str], np.ndarray], dims: int):
+    def __init__(self, read: Callable[[str, str], np.ndarray], dims: int):
         self._read, self._none = read, np.empty((0, dims), np.float32)
+        self._next: dict[str, str] = {}
+
+    def expect(self, tracks: Iterable[str]) -> None:
+        """Say in which order tracks will be asked for, so that the next is read ahead."""
+        self._next = dict(pairwise(tracks))
 
     def __call__(self, track: str) -> np.ndarray:
         """Return the frames of one track."""
         try:
-            return self._read(track) if track else self._none
+            return self._read(track, self._next.get(track, "")) if track else self._none
         except BadInput:
             return self._none
 
@@ -127,7 +133,7 @@ class Bags:
         found = {}
         for track in silent:
             try:
-                self._read(track)
+                self._read(track, "")
             except BadInput as error:
                 found[track] = str(error)
         _refuse_many(found, of)
@@ -146,12 +152,12 @@ def bags(profile: Profile, root: Path | str) -> Bags:
     root = Path(root)
     if profile.content == "timbre":
         tree = root / _TREES.get(profile.source, "msd")
-        return Bags(lambda track: raw.timbre(tree, track), raw.TIMBRE_DIM)
+        return Bags(lambda track, ahead: raw.timbre(tree, track, ahead), raw.TIMBRE_DIM)
     key = "artist" if profile.source == "lastfm" else "track_id"
     rows = _descriptors(root, key).partition_by(key, as_dict=True, include_key=False)
     frames = {track: table.to_numpy().astype(np.float32) for (track,), table in rows.items()}
     none = np.empty((0, len(DESCRIPTORS)), np.float32)
-    return Bags(lambda track: frames.get(track, none), len(DESCRIPTORS))
+    return Bags(lambda track, _: frames.get(track, none), len(DESCRIPTORS))
 
 
 def check(profile: Profile, root: Path | str, items: int = 200) -> str:
@@ -177,8 +183,9 @@ def check(profile: Profile, root: Path | str, items: int = 200) -> str:
 def _load_msd(profile: Profile, root: Path) -> Dataset:
     """Follow the authors' recipe: ISMIR sec. 4.2 for listening, their code for tags."""
     facts, broken = {}, {}
+    origin = root / _TREES.get(profile.source, "track_metadata.db")
     songs = _songs(profile, root, facts, broken)
-    plays = _plays_of_songs(profile, root, songs, facts)
+    plays = _plays_of_songs(profile, root, songs, origin, facts)
     # Several tracks can be one song. The paper does not say which one speaks for it: our choice
     # is the smallest id. No song with a bad track is left here.
     first = songs.unique("song_id", keep="first", maintain_order=True)
@@ -192,6 +199,7 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
         " JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag",
         {"track": pl.String, "tag": pl.String, "val": pl.Float64},
     )
+    _require_shared(tagged["track"], root / "lastfm_tags.db", songs["track_id"], origin)
     if profile.source == "subset":
         tagged = tagged.filter(pl.col("track").is_in(songs["track_id"].implode()))
     tags = _tags(tagged.drop_nulls(), profile.min_songs_per_tag, facts)
@@ -229,9 +237,12 @@ def _songs(profile: Profile, root: Path, facts: dict, broken: dict) -> pl.DataFr
     return about.filter(pl.col("song_id") != "").with_columns(name=name)
 
 
-def _plays_of_songs(profile: Profile, root: Path, songs: pl.DataFrame, facts: dict) -> tuple:
+def _plays_of_songs(
+    profile: Profile, root: Path, songs: pl.DataFrame, origin: Path, facts: dict
+) -> tuple:
     path = find("train_triplets.txt.zip", root).path
     triplets = raw.triplets(path)
+    _require_shared(triplets["song"], path, songs["song_id"], origin)
     facts["triplets read"] = triplets.height
     if profile.source == "subset":
         known = songs["song_id"].unique().cast(pl.Categorical)
@@ -247,15 +258,16 @@ def _plays_of_songs(profile: Profile, root: Path, songs: pl.DataFrame, facts: di
 def _about_tracks(tree: Path, broken: dict) -> pl.DataFrame:
     """Return what each track of a tree says of itself; what cannot be read goes to ``broken``."""
     rows = []
-    paths = sorted(tree.glob("?/?/?/*.h5"), key=lambda path: path.stem)
-    for path in paths:
+    paths = sorted(tree.glob("?/?/?/[!.]*.h5"), key=lambda path: path.stem)
+    for path, ahead in pairwise([*paths, None]):
         try:
-            rows.append({"track_id": path.stem} | raw.metadata(path))
+            rows.append({"track_id": path.stem} | raw.metadata(path, ahead))
         except BadInput as error:
             broken[path.stem] = str(error)
     _refuse_many(broken, len(paths))
     if not rows:
-        raise BadInput(f"{tree}: expected tracks A/B/C/TRABC....h5, found none")
+        why = f" that can be read; one of them: {min(broken.values())}" if broken else ""
+        raise BadInput(f"{tree}: expected tracks A/B/C/TRABC....h5, found none{why}")
     return pl.DataFrame(rows)
 
 
@@ -286,6 +298,9 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
             f"{path}: user_artists.dat, line {wrong[0] + 2}: expected a positive integer as "
             f"weight, found {listening['weight'][wrong[0]]}"
         )
+    for name, ids in ("user_artists", listening), ("user_taggedartists", tagging):
+        shown = f"{path}: {name}.dat"
+        _require_shared(ids["artistID"], shown, artists["artistID"], "artists.dat")
     facts = {
         "users read": listening["userID"].n_unique(),
         "artists read": artists.height,
@@ -303,6 +318,8 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
         content = content.unique("artist", keep="first", maintain_order=True)
     else:
         content = _descriptors(root, "artist").select("artist", track="artist").unique()
+    origin = root / (_TREES["lastfm"] if profile.content == "timbre" else "Music Info.csv")
+    _require_shared(artists["artist"], f"{path}: artists.dat", content["artist"], origin)
     linked = artists.filter(
         pl.col("artist") != "",
         pl.col("artistID").is_in(listening["artistID"].implode()),
@@ -358,6 +375,7 @@ def _load_spotify(profile: Profile, root: Path) -> Dataset:
 
     path = root / "User Listening History.csv"
     listening = raw.history(path)
+    _require_shared(listening["song"], path, tracks["track_id"], root / "Music Info.csv")
     facts["user-track pairs read"] = listening.height
     known = tracks["track_id"].cast(pl.Categorical)
     listening = listening.filter(pl.col("song").is_in(known.implode()))
@@ -368,7 +386,9 @@ def _load_spotify(profile: Profile, root: Path) -> Dataset:
 
     tagged = tracks.select(track="track_id", tag=pl.col("tags").str.split(",")).explode("tag")
     tagged = tagged.with_columns(pl.col("tag").str.strip_chars().str.replace_all("_", " "))
-    tagged = tagged.filter(pl.col("tag").fill_null("") != "").with_columns(val=pl.lit(1.0))
+    tagged = tagged.filter(~pl.col("tag").fill_null("").is_in(["", "nan"])).with_columns(
+        val=pl.lit(1.0)
+    )
     tags = _tags(tagged, profile.min_songs_per_tag, facts)
     about = _left_join(tags[1], tracks, "track_id").rename({"track_id": "item"})
     train = _tag_train(_strings(about["artist"]), profile.seed)
@@ -409,6 +429,16 @@ def _dataset(
         facts=facts,
         broken=broken,
     )
+
+
+def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> None:
+    """Raise BadInput when two files that are joined by their ids have none in common."""
+    if not ids.unique().cast(pl.String).is_in(others.cast(pl.String).implode()).any():
+        first, other = (
+            f"{column.n_unique():,} ids, the first {column.cast(pl.String)[0]!r:.60}"
+            for column in (ids, others)
+        )
+        raise BadInput(f"{origin} ({first}) and {other_origin} ({other}) have no id in common")
 
 
 def _plays(listening: pl.DataFrame, origin: Path, facts: dict) -> tuple:

@@ -16,15 +16,15 @@ import zlib
 from contextlib import closing
 from pathlib import Path
 
-import h5py
 import numpy as np
 import polars as pl
+
+from repro.data import hdf5
 
 TIMBRE_DIM = 12
 # What comes up from a file that cannot be opened or an archive that is damaged or encrypted.
 _BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError,
            struct.error, zlib.error, zipfile.BadZipFile)  # fmt: skip
-_NOT_HDF5 = OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError
 
 
 class BadInput(ValueError):
@@ -60,9 +60,11 @@ def _pairs(path: Path, names: tuple[str, ...], separator: str, header: bool) -> 
     count, told = names[2], separator.join(names)
     try:
         with _opened(path) as file:
-            first = file.readline() if header else told.encode()
-            if first.rstrip(b"\r\n").removeprefix(b"\xef\xbb\xbf") != told.encode():
+            first = file.readline()
+            plain = first.decode("utf-8-sig", "replace").replace('"', "").rstrip("\r\n")
+            if header and plain != told:
                 raise BadInput(f"{path}, line 1: expected {told!r}, found {_shown(first)}")
+            quoted = re.match(rb'"[^"]*"[,\t]|[^,\t]*[,\t]"', file.readline() if header else first)
         with _opened(path) as file:
             table = pl.read_csv(
                 # An error of the archive must not come up through polars, which would abort.
@@ -70,7 +72,7 @@ def _pairs(path: Path, names: tuple[str, ...], separator: str, header: bool) -> 
                 has_header=False,
                 skip_lines=int(header),
                 separator=separator,
-                quote_char=None,
+                quote_char='"' if quoted else None,
                 schema={name: pl.Categorical for name in names} | {count: pl.Int32},
                 ignore_errors=True,
             )
@@ -82,7 +84,9 @@ def _pairs(path: Path, names: tuple[str, ...], separator: str, header: bool) -> 
         raise
     except _BROKEN as error:
         raise BadInput(f"{path}: broken, cut short or not there; {error}") from error
-    _name_line(path, names, separator, header)  # polars does not tell the line
+    _name_line(
+        path, names, separator, header, '"?' if quoted else ""
+    )  # polars does not tell the line
     said = told.replace("\t", " <TAB> ")
     raise BadInput(f"{path}: expected lines of {said}, found none")
 
@@ -96,11 +100,11 @@ def _shown(line: bytes) -> str:
     return repr(line[:100].decode("utf8", "replace").rstrip("\r\n"))
 
 
-def _name_line(path: Path, names: tuple[str, ...], separator: str, header: bool) -> None:
+def _name_line(path: Path, names: tuple, separator: str, header: bool, mark: str) -> None:
     """Raise an error that names the first line which is not as it should be."""
     expected = separator.replace("\t", " <TAB> ").join((*names[:2], "positive integer"))
     field = f"[^{separator}\r\n]+{separator}"
-    right = re.compile(field + field + r"0*[1-9][0-9]{0,8}\r?\n?")
+    right = re.compile(rf"{field}{field}{mark}0*[1-9][0-9]{{0,8}}{mark}\r?\n?")
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             fits = right.fullmatch(line.decode("utf8", "replace").replace("\ufffd", "\n"))
@@ -172,7 +176,7 @@ def lines(path: Path, empty: bool = True) -> list[str]:
     BadInput
         When there is none, unless the list may be ``empty``.
     """
-    found = path.read_text(encoding="utf8", errors="replace").split()
+    found = path.read_text(encoding="utf8", errors="replace").replace('"', " ").split()
     if not (found or empty):
         raise BadInput(f"{path}: expected one id a line, found none")
     return found
@@ -187,7 +191,9 @@ def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
         Of the columns. Text that is not UTF-8 is read with replacements.
     """
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        ) as database:
             database.text_factory = lambda raw: raw.decode("utf8", "replace")
             found = pl.read_database(sql, database, schema_overrides=kinds)
     except (sqlite3.Error, pl.exceptions.PolarsError) as error:
@@ -205,8 +211,10 @@ def place(tree: Path, track: str) -> Path:
     return tree.joinpath(*track[2:5], f"{track}.h5")
 
 
-def timbre(tree: Path, track: str) -> np.ndarray:
+def timbre(tree: Path, track: str, ahead: str = "") -> np.ndarray:
     """Return the frames of a track, float32, shape (frames, 12).
+
+    The track that will be asked for next, where it is known, is read ahead.
 
     Raises
     ------
@@ -214,42 +222,31 @@ def timbre(tree: Path, track: str) -> np.ndarray:
         When the file is absent or broken, or holds anything else.
     """
     path = place(tree, track)
-    expected = f"{path}: expected analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"
-    try:
-        with h5py.File(path, "r") as file:
-            frames = file["analysis/segments_timbre"][()]
-        frames = frames.astype(np.float32)
-    except _NOT_HDF5 as error:
-        raise BadInput(f"{expected}; {error}") from error
+    wanted = f"analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"
+    frames = _hdf5("timbre", path, wanted, place(tree, ahead) if ahead else None)
     if frames.ndim != 2 or frames.shape[1] != TIMBRE_DIM:
-        raise BadInput(f"{expected}, found {frames.shape}")
+        raise BadInput(f"{path}: expected {wanted}, found {frames.shape}")
     if not np.isfinite(frames).all():
         raise BadInput(f"{path}: analysis/segments_timbre has values that are not finite")
     return frames
 
 
-def metadata(path: Path) -> dict[str, str | float]:
+def metadata(path: Path, ahead: Path | None = None) -> dict[str, str | float]:
     """Return ids, names and hotttnesss of one track's file; "" for a text that is not there."""
-    texts = "song_id", "artist_id", "artist_name", "title"
-    try:
-        with h5py.File(path, "r") as file:
-            row = file["metadata/songs"][0]
-            there = [name for name in texts if name in row.dtype.names]
-            found = dict.fromkeys(texts, "")
-            found |= {name: row[name].decode("utf8", "replace") for name in there}
-            hot = float(row["song_hotttnesss"]) if "song_hotttnesss" in row.dtype.names else np.nan
-    except _NOT_HDF5 as error:
-        raise BadInput(f"{path}: expected metadata/songs; {error}") from error
-    return found | {"hot": hot}
+    *texts, hot = _hdf5("metadata", path, "a row in metadata/songs", ahead).tolist()
+    return dict(zip(hdf5.TEXTS, texts, strict=True)) | {"hot": float(hot)}
 
 
 def hotness(path: Path) -> pl.DataFrame:
     """Return ``track`` and ``hot`` of the summary file of all tracks."""
+    wanted = "metadata/songs with song_hotttnesss, analysis/songs with track_id"
+    found = _hdf5("hotness", path, wanted)
+    tracks = np.char.decode(found["track"], "utf8", "replace")
+    return pl.DataFrame({"track": tracks, "hot": found["hot"]}).unique("track")
+
+
+def _hdf5(reader: str, path: Path, wanted: str, ahead: Path | None = None) -> np.ndarray:
     try:
-        with h5py.File(path, "r") as file:
-            hot = file["metadata/songs"].fields("song_hotttnesss")[()]
-            ids = file["analysis/songs"].fields("track_id")[()].astype(str)
-        return pl.DataFrame({"track": ids, "hot": hot.astype(float)}).unique("track")
-    except (*_NOT_HDF5, pl.exceptions.PolarsError) as error:
-        wanted = "metadata/songs with song_hotttnesss, analysis/songs with track_id"
+        return hdf5.read(reader, path, ahead)
+    except hdf5.BrokenFile as error:
         raise BadInput(f"{path}: expected {wanted}; {error}") from error
