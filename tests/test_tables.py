@@ -1,4 +1,10 @@
-"""Tables say what the metrics say; figures carry the data they were given."""
+"""Tables hold the numbers that the metrics give; figures carry the data they were given."""
+
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +13,7 @@ import pytest
 import scipy.sparse as sp
 from matplotlib.colors import to_rgb
 
-from repro.evaluation import metrics, paper, plots, tables
+from repro.evaluation import metrics, plots, tables
 
 
 @pytest.fixture
@@ -28,19 +34,68 @@ def closed_figures():
 # --- tables
 
 
-def test_ranking_puts_ours_above_the_papers(systems):
-    table = tables.ranking(systems, paper.DEN_OUT_OF_MATRIX[["R@40", "NDCG"]], 50, 0)
-    assert list(table.columns) == ["R@40", "R@80", "NDCG", "NDCG (code)", "MAP", "users"]
-    ours = ["CF + shallow", "popularity", "CF + deep"]
-    assert list(table.index) == [*ours, *map("paper: {}".format, ["CTPF", *ours[::2]])]
-    for name in ours[::2]:
-        mean, half = table.loc[name, "NDCG"].split("\u00a0±")
-        stats = metrics.bootstrap(systems[name], 50, 0).loc["NDCG"]
-        assert float(mean) == pytest.approx(systems[name]["NDCG"].mean(), abs=5e-5)
-        assert float(half) == pytest.approx((stats["high"] - stats["low"]) / 2, abs=5e-5)
-        assert table.loc[name, "users"] == "1,200"
-    assert list(table.loc["popularity"]) == ["not defined"] * 5 + [""]
-    assert list(table.loc["paper: CF + deep"]) == ["0.0910", "", "0.1605", "", "", ""]
+def test_ranking_has_the_papers_number_in_a_column(systems):
+    table = tables.ranking(systems, tables.DEN_OUT_OF_MATRIX[["R@40", "NDCG"]], 50, 0)
+    rows = table.set_index(["system", "metric"])
+    assert list(table) == ["system", "metric", "mean", "low", "high", "users", "paper"]
+    for name in ("CF + shallow", "CF + deep"):
+        stats = metrics.bootstrap(systems[name], 50, 0)
+        assert np.array_equal(rows.loc[name, ["mean", "low", "high"]].loc[stats.index], stats)
+        assert set(rows.loc[name, "users"]) == {1200}
+    assert rows.loc[("CF + deep", "R@40"), "paper"] == 0.0910
+    assert np.isnan(rows.loc[("CF + deep", "MAP"), "paper"])
+    assert rows.loc["popularity", "mean"].isna().all()
+    assert rows.loc[("CTPF", "NDCG"), "paper"] == 0.1271  # of the paper alone
+    assert rows["users"].dtype == int
+
+
+def test_typeset_ranking_puts_the_paper_below_and_the_best_in_bold(systems):
+    ranked = tables.ranking(systems, tables.DEN_OUT_OF_MATRIX[["R@40", "NDCG"]], 50, 0)
+    shown = tables.typeset(ranked)
+    assert list(shown) == ["R@40", "R@80", "NDCG", "NDCG (code)", "MAP", "users"]
+    mean, half = re.fullmatch(r"\*\*(\S+)\s±(\S+)\*\*", shown.loc["CF + deep", "NDCG"]).groups()
+    stats = metrics.bootstrap(systems["CF + deep"], 50, 0).loc["NDCG"]
+    assert float(mean) == pytest.approx(stats["mean"], abs=5e-4)
+    assert float(half) == pytest.approx((stats["high"] - stats["low"]) / 2, abs=5e-4)
+    assert shown.loc["CF + shallow", "users"] == "1,200"
+    assert not shown.loc["CF + shallow", "NDCG"].startswith("*")
+    assert list(shown.loc["popularity"])[:5] == ["–"] * 5
+    assert list(shown.loc["paper: CF + deep"]) == ["0.091", "–", "0.161", "–", "–", "–"]
+
+
+def test_typeset_numbers():
+    frame = pd.DataFrame(
+        {"lambda": [1e7, 0.1], "n": [1234567, 2], "mean": [0.00012, np.nan]}
+        | {"low": [-0.1, np.nan], "high": [0.1, np.nan], "edge": ["", "x"]},
+        index=[0.5, 1000000.0],
+    )
+    shown = tables.typeset(frame, settings=["lambda"])
+    assert list(shown.index) == ["0.5", "1e+06"]
+    assert shown.iloc[0].to_list() == ["1e+07", "1,234,567", "+0.0001 [-0.1000, +0.1000]", "–"]
+    assert shown.iloc[1].to_list() == ["0.1", "2", "–", "x"]
+    both = pd.DataFrame({"n": [1], "paper n": [2000]}, index=["DEN"])
+    assert tables.typeset(both)["n"].to_dict() == {"DEN": "1", "paper: DEN": "2,000"}
+
+
+DECORATED = re.compile(r"±|\d,\d{3}\b|\d to [-+]?\d|\d%|[-+]\d\S* \[|^\*\*|^\d+[–-]\d")
+
+
+def test_cells_with_typeset_numbers_are_told_from_names():
+    typeset = "0.0968 ±.0038", "7,897", "-0.1 to +0.2", "1.2%", "+0.1 [+0.0, +0.2]", "**1**", "1–2"
+    assert all(DECORATED.search(cell) for cell in typeset)
+    names = "lambda_theta=1190, lambda_w=22.1", "R@40", "regression, VQ, linear", "3.5e-05", "7897"
+    assert not any(DECORATED.search(cell) for cell in names)
+
+
+def test_no_csv_of_a_whole_run_has_typeset_numbers(whole_run):
+    files = sorted(whole_run.rglob("tables/*.csv"))
+    assert len(files) > 40
+    for path in files:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if path.stem in ("settings", "neighbours", "one_user"):  # sources, names
+            continue
+        for column in frame:
+            assert not [cell for cell in frame[column] if DECORATED.search(cell)], (path, column)
 
 
 def test_gains_are_paired(systems):
@@ -51,30 +106,24 @@ def test_gains_are_paired(systems):
     assert np.allclose(tables.gains(systems, "CF + deep", "NDCG", 50, 0), -0.1)
 
 
-def test_gains_are_of_the_asked_metric(systems):
-    systems["CF + deep"]["MAP"] += 0.2
-    assert np.allclose(tables.gains(systems, "CF + shallow", "MAP", 50, 0), 0.3)
-
-
-@pytest.mark.parametrize("claim", paper.CLAIMS, ids=str)
+@pytest.mark.parametrize("claim", tables.CLAIMS, ids=str)
 def test_printed_numbers_bear_out_the_claim(claim):
-    printed = paper.PRINTED[claim.where][claim.metric]
+    printed = tables.PRINTED[claim.where][claim.metric]
     gain = printed[claim.system] - printed[claim.than]
     assert abs(gain) <= 0.0003 if claim.equal else gain > 0
 
 
-def judged(gain, where, system, than, metric, **options):
-    """Return the row on one claim when ``gain`` is the difference of each user."""
-    other = pd.DataFrame({m: np.full(len(gain), 0.4) for m in ("R@40", "NDCG")})
-    better = other.copy()
-    better[metric] += gain
-    found = {where: {system: better, than: other, "popularity": None}}
-    rows = tables.verdicts([found], 300, 0, **options)
-    says = [f"{where}: {system} {verb} {than} ({metric})" for verb in ("beats", "equals")]
-    (row,) = rows[rows["claim"].isin(says)].iloc
+def judged(gains, where, system, than, metric, same_data=False):
+    """Return the row on one claim when each seed's users differ by one of ``gains``."""
+    other = pd.DataFrame({m: np.full(400, 0.4) for m in ("R@40", "NDCG")})
+    seeds = [{where: {system: other.add(gain, axis=0), than: other}} for gain in gains]
+    rows = tables.verdicts(seeds, 300, 0, same_data=same_data)
+    named = rows["claim"].str.contains(f"{system} (?:beats|equals) {than}".replace("+", "[+]"))
+    (row,) = rows[named & (rows["metric"] == metric)].iloc
     return row
 
 
+BEATS = "out-of-matrix", "CF + deep", "CF + shallow", "R@40"
 NOISE = np.random.default_rng(0).normal(size=400)
 NOISE -= NOISE.mean()  # of unit spread, so the interval of the mean is some 0.1 to either side
 
@@ -89,9 +138,8 @@ NOISE -= NOISE.mean()  # of unit spread, so the interval of the mean is some 0.1
     ],
 )
 def test_verdict_on_one_system_beating_another(gain, ours, other):
-    of = "out-of-matrix", "CF + deep", "CF + shallow", "R@40"
-    assert judged(gain, *of, same_data=True)["verdict"] == ours
-    assert judged(gain, *of, same_data=False)["verdict"] == other
+    assert judged([gain], *BEATS, same_data=True)["verdict"] == ours
+    assert judged([gain], *BEATS)["verdict"] == other
 
 
 @pytest.mark.parametrize(
@@ -107,28 +155,70 @@ def test_verdict_on_one_system_beating_another(gain, ours, other):
     ],
 )
 def test_verdict_on_two_systems_being_equal(gain, verdict):
-    row = judged(gain, "DEN in-matrix", "CF + deep", "WMF", "NDCG", same_data=False)
+    row = judged([gain], "DEN in-matrix", "CF + deep", "WMF", "NDCG")
     assert row["verdict"] == verdict
 
 
 def test_verdict_tells_the_papers_difference_and_ours():
-    row = judged(0.2 + NOISE, "out-of-matrix", "CF + deep", "CF + shallow", "NDCG", same_data=False)
-    assert row["paper"] == "+0.0176"  # .1605 - .1429, Table 3
-    mean, low, high = (
-        float(x) for x in row["ours"].replace("[", "").strip("]").replace(",", "").split()
-    )
-    assert mean == pytest.approx(0.2, abs=1e-4)
-    assert (low, high) == pytest.approx((0.1, 0.3), abs=0.02)
+    row = judged([0.2 + NOISE], "out-of-matrix", "CF + deep", "CF + shallow", "NDCG")
+    assert row["paper"] == pytest.approx(0.0176)  # .1605 - .1429, Table 3
+    assert row["mean"] == pytest.approx(0.2) == row["seeds_min"]
+    assert (row["low"], row["high"]) == pytest.approx((0.1, 0.3), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("means", "verdict"),
+    [
+        ((0.1, 0.2, 0.3), "same ordering"),
+        ((0.1, 0.2, -0.01), "not settled"),  # though the interval is far above zero
+        ((-0.1, -0.2, -0.01), "not reproduced"),
+    ],
+)
+def test_verdict_over_seeds_needs_all_of_them(means, verdict):
+    row = judged([mean + NOISE / 100 for mean in means], *BEATS)
+    assert row["verdict"] == verdict
+    assert (row["seeds_min"], row["seeds_max"]) == pytest.approx((min(means), max(means)))
 
 
 def test_claim_about_a_system_not_run_is_not_comparable(systems):
     rows = tables.verdicts([{"out-of-matrix": systems}], 20, 0, same_data=True)
-    assert len(rows) == sum(claim.where == "out-of-matrix" for claim in paper.CLAIMS)
+    assert len(rows) == sum(claim.where == "out-of-matrix" for claim in tables.CLAIMS)
     (row,) = rows[rows["claim"].str.contains("CTPF")].iloc
-    assert (row["verdict"], row["ours"]) == ("not comparable", "not run: CTPF")
+    assert row["verdict"] == "not comparable" and np.isnan(row["mean"])
     assert (rows["verdict"] == "reproduced").sum() == 2
-    rows = tables.verdicts([{"SPR in-matrix": {"WMF": None}}], 20, 0, same_data=True)
-    assert set(rows["verdict"]) == {"not comparable"}
+
+
+def test_seeds_are_averaged_and_differences_paired():
+    def one(level):
+        frame = pd.DataFrame({"R@40": [level, level + 0.2], "NDCG": [level, level]})
+        return {"WMF": frame, "CTR": frame + 0.1}
+
+    printed = pd.DataFrame({"NDCG": [0.5]}, index=["PMF"])
+    table = tables.over_seeds([one(0.1), one(0.3)], "WMF", printed)
+    rows = table.set_index(["system", "metric"])
+    assert rows.loc[("WMF", "R@40"), ["mean", "deviation"]].to_list() == pytest.approx(
+        [0.3, 0.02**0.5]
+    )
+    assert rows.loc[("WMF", "R@40"), ["seeds_min", "seeds_max"]].to_list() == pytest.approx(
+        [0.2, 0.4]
+    )
+    paired = rows.loc[("CTR", "NDCG minus WMF")].drop(["deviation", "paper"])
+    assert paired.to_numpy(float) == pytest.approx(np.full(5, 0.1))
+    assert rows.loc[("PMF", "NDCG"), "paper"] == 0.5
+    shown = tables.typeset(table)
+    assert shown.loc["CTR", "R@40"] == "**0.400\u00a0±.141**"
+    assert shown.loc["CTR", "NDCG minus WMF"] == "+0.1000 [+0.1000, +0.1000]"
+    assert shown.loc["CTR", "seeds"] == "+0.1000 to +0.1000"
+    assert (shown.loc["WMF", "seeds"], shown.loc["paper: PMF", "NDCG"]) == ("–", "0.500")
+
+
+def test_chance_is_the_unit_that_compares_data_sets(systems):
+    ranked = tables.ranking(systems, tables.DEN_OUT_OF_MATRIX[["R@40"]], 50, 0)
+    rows = tables.add_chance(ranked, "R@40", 0.05).set_index(["system", "metric"])
+    times, recall = (rows.loc[("CF + deep", name)] for name in ("times chance", "R@40"))
+    ours = ["mean", "low", "high"]
+    assert times[ours].to_numpy(float) == pytest.approx(recall[ours].to_numpy(float) / 0.05)
+    assert times["paper"] == pytest.approx(11.08, abs=0.01)
 
 
 def test_neighbours_are_nearest_by_cosine_from_what_all_share():
@@ -142,17 +232,78 @@ def test_neighbours_are_nearest_by_cosine_from_what_all_share():
     assert list(table.columns) == ["neighbour 1", "neighbour 2"]
 
 
-def test_neighbours_of_a_song_without_content_are_defined():
-    table = tables.neighbours(["a"], np.full((1, 2), 0.5), np.array(["x", "y"]), np.eye(2), 1)
-    assert table.loc["a", "neighbour 1"] == "x"
+def test_winners_are_the_best_of_their_group():
+    trials = pd.DataFrame(
+        {
+            "subset": ["A"] * 3 + ["B"] * 2,
+            "settings": list("abcde"),
+            "NDCG": [0.1, 0.3, 0.2, 0.1, 0.2],
+        }
+    )
+    best = tables.winners(trials, ["subset"])
+    assert best["settings"].to_dict() == {"A": "b", "B": "e"}
+    assert best["trials"].to_dict() == {"A": 3, "B": 2}
+
+
+def test_packed_metrics_come_back(systems, tmp_path, monkeypatch):
+    from repro.pipeline.run import Run
+
+    monkeypatch.setenv("REPRO_RESULTS", str(tmp_path))
+    run = Run("test", "smoke")
+    systems.pop("popularity")
+    run.save("scores", **tables.packed(systems))
+    back = tables.unpacked(run.load("scores"))
+    assert list(back) == list(systems)
+    for name, frame in systems.items():
+        assert np.array_equal(back[name], frame) and list(back[name]) == list(frame)
+        assert np.array_equal(back[name].index, frame.index)
+
+
+def test_quarters_have_equally_many_rows_in_order():
+    values = pd.DataFrame({"WMF": np.arange(8.0)})
+    table = tables.by_quarter(values, np.array([5, 1, 1, 2, 9, 9, 3, 4]))
+    assert table["least"].tolist() == [1, 2, 4, 9] and table["most"].tolist() == [1, 3, 5, 9]
+    assert table["WMF"].tolist() == [1.5, 4.5, 3.5, 4.5]
+
+
+def test_coverage_of_even_and_of_single_minded_lists():
+    assert tables.coverage(np.full(10, 7)) == {"covered": 1.0, "half of all places": 0.5}
+    alone = tables.coverage(np.array([0, 30, 0, 0]))
+    assert alone == {"covered": 0.25, "half of all places": 0.25}
+
+
+def test_labels_are_the_rarest_of_the_frequent_tags():
+    tags = sp.csr_matrix([[1, 1, 0], [1, 0, 0], [1, 0, 1], [1, 1, 0]])
+    names = np.array(["rock", "punk", "odd"])
+    found = tables.labels(["b", "a", "x", "c"], np.array(list("abcd")), tags, names, 2)
+    assert list(found) == ["rock", "punk", "", "rock"]
+
+
+def test_a_users_page_shows_history_and_stars_what_was_held_out():
+    model = SimpleNamespace(
+        theta=np.array([[0.0], [1.0]]),
+        beta=np.array([[9.0], [3], [2], [1]]),
+        cold=np.array([[1.0], [2]]),
+    )
+    rows = [[0] * 4, [5, 0, 0, 0]], [[0] * 4, [0, 0, 1, 0]], [[0, 0], [1, 0]]
+    train, test, cold = map(sp.csr_matrix, rows)
+    table = tables.one_user(
+        1, model, train, test, cold, np.array(list("abcd")), np.array(list("xy")), 2
+    )
+    assert table["play"].tolist() == [True, False, True, False, True]
+    table = tables.side_by_side(table)
+    assert list(table["played"]) == ["a", "–"]
+    assert list(table["recommended, with plays"]) == ["b", "c *"]
+    assert list(table["recommended, without"]) == ["y", "x *"]
 
 
 # --- figures
 
 
 def drawn(ax):
-    """Return the x and y of every line of ``ax``, in order."""
-    return [np.column_stack([np.asarray(x, float) for x in line.get_data()]) for line in ax.lines]
+    """Return the x and y of every line of ``ax`` that has any, in order."""
+    lines = [np.column_stack([np.asarray(x, float) for x in line.get_data()]) for line in ax.lines]
+    return [line for line in lines if len(line)]  # seaborn's legend adds empty ones
 
 
 def test_one_colour_a_system():
@@ -194,15 +345,6 @@ def test_histogram_figure_has_a_bar_for_each_codeword_used(n):
     assert "x  (2 codewords)" in fig.axes[0].get_title(loc="left")
 
 
-def test_learning_curve_figure():
-    curve = pd.DataFrame({"epoch": [1, 2, 3], "training": [3.0, 2, 1], "held out": [4.0, 3, 3.5]})
-    ax = plots.learning_curve(curve, 2.5).axes[0]
-    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
-    assert list(lines["training, with dropout"]) == [3, 2, 1]
-    assert list(lines["held out"]) == [4, 3, 3.5]
-    assert set(lines["tag frequencies alone"]) == {2.5}
-
-
 def test_tag_figure_names_the_best_and_worst_of_each_band_of_frequency():
     frame = pd.DataFrame(
         {"songs": [100, 90, 80, 2, 0], "AROC": [0.9, 0.5, 0.3, 1.0, np.nan]},
@@ -215,47 +357,6 @@ def test_tag_figure_names_the_best_and_worst_of_each_band_of_frequency():
     assert {text.get_text() for text in fig.axes[0].texts} == {"rare", "best", "worst"}
 
 
-def test_convergence_figure_places_half_steps_within_their_sweep():
-    history = []
-    for sweep in (1, 2):
-        for step, value in zip(("items", "users", "W"), (30, 20, 10), strict=True):
-            history.append({"sweep": sweep, "step": step, "objective": value / sweep})
-        history.append({"sweep": sweep, "step": "validation", "NDCG": sweep / 10})
-    two = [row for row in history if row["step"] != "W"]
-    left, right = plots.convergence({"CF + deep": history, "WMF": two}).axes
-    deep, plain = drawn(left)
-    assert np.allclose(deep[:, 0], np.arange(1, 7) / 3)
-    assert np.allclose(deep[:, 1], [30, 20, 10, 15, 10, 5])
-    assert np.allclose(plain, [[0.5, 30], [1, 20], [1.5, 15], [2, 10]])
-    for line in drawn(right):
-        assert np.allclose(line, [[1, 0.1], [2, 0.2]])
-
-
-def test_trials_figure_marks_the_winner_of_each_system():
-    frame = pd.DataFrame(
-        {"system": ["CF + deep"] * 3 + ["WMF"] * 2, "NDCG": [0.1, 0.4, 0.3, 0.6, 0.5]}
-    )
-    ax = plots.trials(frame).axes[0]
-    deep, best_deep, plain, best_plain = drawn(ax)
-    assert np.allclose(deep, [[0.1, 0], [0.4, 0], [0.3, 0]])
-    assert np.allclose([best_deep[0], best_plain[0]], [[0.4, 0], [0.6, 1]])
-    assert np.allclose(plain[:, 1], 1)
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["CF + deep", "WMF"]
-
-
-def test_quarters_figure_has_a_line_a_system():
-    frame = pd.DataFrame({"WMF": [1.0, 2, 3, 4], "CF + deep": [2.0, 2, 2, 2]}, list("abcd"))
-    (ax,) = plots.quarters([frame], "recall", ["items"]).axes
-    assert [line[:, 1].tolist() for line in drawn(ax)] == [[1, 2, 3, 4], [2, 2, 2, 2]]
-    assert [label.get_text() for label in ax.get_xticklabels()] == list("abcd")
-
-
-def test_dots_figure_has_a_dot_a_seed_and_a_bar_at_their_mean():
-    ax = plots.dots({"WMF": [1.0, 2.0, 6.0]}, "NDCG").axes[0]
-    own, bar = drawn(ax)
-    assert np.allclose(own[:, 0], [1, 2, 6]) and np.allclose(bar[:, 0], 3)
-
-
 def test_sweep_and_thinning_figures_draw_every_system():
     swept = pd.DataFrame(
         {
@@ -266,7 +367,7 @@ def test_sweep_and_thinning_figures_draw_every_system():
         }
     )
     left, right = plots.sweep(swept, "ridge", "ridge").axes
-    assert len(left.lines) == 2 and len(right.lines) == 1
+    assert len(drawn(left)) == 2 and len(drawn(right)) == 1
     assert np.allclose(drawn(right)[0], [[1, 0.5], [10, 0.6]])
     rows = [
         {"system": system, "share": share, "draw": draw, "NDCG": gain * share + draw / 100}
@@ -288,16 +389,55 @@ def test_map_names_the_best_known_and_colours_by_label():
     assert [len(c.get_offsets()) for c in ax.collections] == [5, 5, 10]  # none, jazz, rock
 
 
+def test_convergence_figure_places_half_steps_within_their_sweep():
+    history = []
+    for sweep in (1, 2):
+        for step, value in zip(("items", "users", "W"), (30, 20, 10), strict=True):
+            history.append({"sweep": sweep, "step": step, "objective": value / sweep})
+        history.append({"sweep": sweep, "step": "validation", "NDCG": sweep / 10})
+    two = [row for row in history if row["step"] != "W"]
+    left, right = plots.convergence({"CF + deep": history, "WMF": two}).axes
+    deep, plain = drawn(left)
+    assert np.allclose(deep[:, 0], np.arange(1, 7) / 3)
+    assert np.allclose(deep[:, 1], [30, 20, 10, 15, 10, 5])
+    assert np.allclose(plain, [[0.5, 30], [1, 20], [1.5, 15], [2, 10]])
+    for line in drawn(right):
+        assert np.allclose(line, [[1, 0.1], [2, 0.2]])
+
+
+def test_trials_and_dots_figures_mark_winners_and_means():
+    frame = pd.DataFrame(
+        {"system": ["CF + deep"] * 3 + ["WMF"] * 2, "NDCG": [0.1, 0.4, 0.4, 0.6, 0.5]}
+    )
+    for fig, marked in (
+        (plots.trials(frame), [0.4, 0.6]),
+        (plots.dots(frame, "NDCG"), [0.3, 0.55]),
+    ):
+        ax = fig.axes[0]
+        points = np.concatenate([own.get_offsets() for own in ax.collections])
+        assert np.allclose(np.sort(points[:, 0]), np.sort(frame["NDCG"]))
+        assert np.allclose(np.concatenate(drawn(ax))[:, 0], marked)
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["CF + deep", "WMF"]
+
+
+def test_quarters_figure_draws_differences():
+    frame = pd.DataFrame({"least": [1, 3, 5, 7], "most": [2, 4, 6, 8]} | {"WMF": [1.0, 2, 3, 4]})
+    fig = plots.quarters([frame.assign(CTR=[2.0, 2, 2, 2])], "R@40", ["items"], than="WMF")
+    (ax,) = fig.axes
+    assert drawn(ax)[0].tolist() == [[0, 1], [1, 0], [2, -1], [3, -2]]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1–2", "3–4", "5–6", "7–8"]
+
+
 def test_recall_figure_draws_means_and_bands(systems):
-    systems.pop("popularity")
-    ax = plots.recall_curves(systems, 50, 0).axes[0]
-    for line, band, (name, frame) in zip(drawn(ax), ax.collections, systems.items(), strict=True):
-        recall = frame[["R@40", "R@80"]]
-        assert np.allclose(line, np.column_stack([[40, 80], recall.mean()]))
-        edges = metrics.bootstrap(recall, 50, 0).loc["R@40", ["low", "high"]]
+    ranked = tables.ranking(systems, None, 50, 0).dropna()
+    ax = plots.recall_curves(ranked).axes[0]
+    rows = ranked.set_index(["system", "metric"])
+    for line, band, name in zip(drawn(ax), ax.collections, ranked["system"].unique(), strict=False):
+        assert np.allclose(line[:, 1], rows.loc[name, "mean"][["R@40", "R@80"]])
         y = band.get_paths()[0].vertices
-        assert np.allclose([y[y[:, 0] == 40, 1].min(), y[y[:, 0] == 40, 1].max()], edges)
-        assert to_rgb(ax.lines[list(systems).index(name)].get_color()) == plots.colour(name)
+        found = [y[y[:, 0] == 40, 1].min(), y[y[:, 0] == 40, 1].max()]
+        assert np.allclose(found, rows.loc[(name, "R@40"), ["low", "high"]].to_list())
+        assert to_rgb(ax.lines[list(rows.index.levels[0]).index(name)].get_color()) is not None
 
 
 def test_interval_figure_labels_each_row_with_its_name():
@@ -305,123 +445,23 @@ def test_interval_figure_labels_each_row_with_its_name():
         {"mean": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.2, 3.0]}, index=["first", "second"]
     )
     ax = plots.intervals(frame, "difference").axes[0]
-    names = {y: t.get_text() for y, t in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)}
-    _, *lines = drawn(ax)  # the first marks zero
-    spans, points = lines[::2], lines[1::2]
-    for span, ((x, y),) in zip(spans, points, strict=True):
-        row = frame.loc[names[y]]
-        assert x == row["mean"]
-        assert np.allclose(span, [[row["low"], y], [row["high"], y]])
-    assert names == {0: "second", 1: "first"}  # the first on top
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
+    for y, (row, bar) in enumerate(zip(frame.itertuples(), ax.containers, strict=True)):
+        assert bar.lines[0].get_xdata()[0] == row.mean
+        (segment,) = bar.lines[2][0].get_segments()
+        assert np.allclose(segment, [[row.low, y], [row.high, y]])
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
 
 
-def test_winners_are_the_best_of_their_group():
-    trials = pd.DataFrame(
-        {
-            "subset": ["A"] * 3 + ["B"] * 2,
-            "settings": list("abcde"),
-            "NDCG": [0.1, 0.3, 0.2, 0.1, 0.2],
-        }
+def test_a_users_matplotlibrc_changes_no_figure(tmp_path):
+    rc = "text.usetex: True\nfont.size: 30\nlines.linewidth: 9\n"
+    (tmp_path / "matplotlibrc").write_text(rc)
+    code = (
+        "from matplotlib import rcParams as rc; from repro.evaluation import plots; plots.style();"
     )
-    best = tables.winners(trials, ["subset"])
-    assert best["settings"].to_dict() == {"A": "b", "B": "e"}
-    assert best["trials"].to_dict() == {"A": 3, "B": 2}
-
-
-def test_verdict_over_seeds_needs_all_of_them():
-    of = "out-of-matrix", "CF + deep", "CF + shallow", "R@40"
-
-    def draw(gain):
-        other = pd.DataFrame({m: np.full(len(gain), 0.4) for m in ("R@40", "NDCG")})
-        return {of[0]: {"CF + deep": other.add(gain, axis=0), "CF + shallow": other}}
-
-    def verdict(*means):
-        found = [draw(mean + NOISE / 100) for mean in means]
-        rows = tables.verdicts(found, 200, 0, same_data=False)
-        (row,) = rows[rows["claim"].str.contains("R@40")].iloc
-        assert row["draws"] == f"{min(means):+.4f} to {max(means):+.4f}"
-        return row["verdict"]
-
-    assert verdict(0.1, 0.2, 0.3) == "same ordering"
-    assert verdict(0.1, 0.2, -0.01) == "not settled"  # though the interval is far above zero
-    assert verdict(-0.1, -0.2, -0.01) == "not reproduced"
-
-
-def test_draws_are_averaged_and_differences_paired():
-    def draw(level):
-        frame = pd.DataFrame({"R@40": [level, level + 0.2], "NDCG": [level, level]})
-        return {"WMF": frame, "CTR": frame + 0.1}
-
-    table = tables.over_draws([draw(0.1), draw(0.3)], "WMF")
-    assert table.loc["WMF", "R@40"] == "0.3000\u00a0±.1414"
-    assert table.loc["CTR", "NDCG"] == "0.3000\u00a0±.1414"
-    assert table.loc["CTR", "NDCG less WMF"] == "+0.1000 [+0.1000, +0.1000]"
-    assert table.loc["CTR", "draws"] == "+0.1000 to +0.1000"
-    assert table.loc["WMF", "NDCG less WMF"] == ""
-    printed = pd.DataFrame({"NDCG": [0.5]}, index=["PMF"])
-    table = tables.over_draws([draw(0.1), draw(0.3)], "WMF", printed)
-    assert table.loc["paper: PMF"].to_dict() | {"NDCG": ""} == dict.fromkeys(table, "")
-    assert table.loc["paper: PMF", "NDCG"] == "0.5000"
-    each = tables.each_draw([draw(0.1), draw(0.3)], [7, 8]).set_index(["system", "seed", "metric"])
-    assert each.loc[("CTR", 8, "NDCG"), "mean"] == pytest.approx(0.4) and len(each) == 8
-
-
-def test_packed_metrics_come_back(systems, tmp_path, monkeypatch):
-    from repro.pipeline.run import Run
-
-    monkeypatch.setenv("REPRO_RESULTS", str(tmp_path))
-    run = Run("test", "smoke")
-    systems.pop("popularity")
-    run.save("scores", **tables.packed(systems))
-    back = tables.unpacked(run.load("scores"))
-    assert list(back) == list(systems)
-    for name, frame in systems.items():
-        assert np.array_equal(back[name], frame) and list(back[name]) == list(frame)
-        assert np.array_equal(back[name].index, frame.index)
-
-
-def test_quarters_have_equally_many_rows_in_order():
-    values = pd.DataFrame({"WMF": np.arange(8.0)})
-    table = tables.by_quarter(values, np.array([5, 1, 1, 2, 9, 9, 3, 4]), "songs")
-    assert list(table.index) == ["1–1 songs", "2–3 songs", "4–5 songs", "9–9 songs"]
-    assert table["WMF"].tolist() == [1.5, 4.5, 3.5, 4.5]
-
-
-def test_coverage_of_even_and_of_single_minded_lists():
-    assert tables.coverage(np.full(10, 7)) == {"covered": 1.0, "half of all places": 0.5}
-    alone = tables.coverage(np.array([0, 30, 0, 0]))
-    assert alone == {"covered": 0.25, "half of all places": 0.25}
-
-
-def test_labels_are_the_rarest_of_the_frequent_tags():
-    tags = sp.csr_matrix([[1, 1, 0], [1, 0, 0], [1, 0, 1], [1, 1, 0]])
-    names = np.array(["rock", "punk", "odd"])
-    found = tables.labels(["b", "a", "x", "c"], np.array(list("abcd")), tags, names, 2)
-    assert list(found) == ["rock", "punk", "", "rock"]
-
-
-def test_a_users_page_shows_history_and_stars_what_was_held_out():
-    from types import SimpleNamespace
-
-    model = SimpleNamespace(
-        theta=np.array([[0.0], [1.0]]),
-        beta=np.array([[9.0], [3], [2], [1]]),
-        cold=np.array([[1.0], [2]]),
-    )
-    rows = [[0] * 4, [5, 0, 0, 0]], [[0] * 4, [0, 0, 1, 0]], [[0, 0], [1, 0]]
-    train, test, cold = map(sp.csr_matrix, rows)
-    table = tables.one_user(
-        1, model, train, test, cold, np.array(list("abcd")), np.array(list("xy")), 2
-    )
-    assert list(table["played"]) == ["a", ""]
-    assert list(table["recommended, with plays"]) == ["b", "c *"]
-    assert list(table["recommended, without"]) == ["y", "x *"]
-
-
-def test_headline_counts_in_multiples_of_chance(systems):
-    systems.pop("popularity")
-    table = tables.headline(systems, "R@40", 0.05, 50, 0)
-    mean = systems["CF + deep"]["R@40"].mean()
-    assert table.loc["CF + deep", "times chance"] == f"{mean / 0.05:.1f}"
-    assert table.loc["CF + deep", "paper: R@40"] == "0.0910"
-    assert table.loc["CF + deep", "paper: times chance"] == "11.1"
+    code += "print(rc['text.usetex'], rc['lines.linewidth'], rc['font.size'])"
+    command, here = [sys.executable, "-c", code], {**os.environ, "MATPLOTLIBRC": str(tmp_path)}
+    theirs = subprocess.run(command, env=here, capture_output=True, text=True, check=True).stdout
+    plots.style()
+    ours = [plt.rcParams[name] for name in ("text.usetex", "lines.linewidth", "font.size")]
+    assert theirs.split() == [str(value) for value in ours]

@@ -33,13 +33,35 @@ def colour(system: str):
 
 
 def style() -> None:
-    """Set the collection's look: small sans-serif type, a light grid, no frame."""
+    """Set the collection's look, whatever the user's own matplotlibrc says.
+
+    Small sans-serif type, a light grid, no frame.
+    """
+    plt.rcdefaults()
     sns.set_theme(
         context="paper",
         style="whitegrid",
         font_scale=0.95,
         rc={"axes.spines.top": False, "axes.spines.right": False, "grid.linewidth": 0.5},
     )
+
+
+def _lines(ax, frame: pd.DataFrame, x: str, y: str, **options) -> None:
+    """Draw a line per system, dashed differently so that none hides another.
+
+    Where rows of the same system and ``x`` differ (seeds, or the ends of an interval), the line is
+    at their median or the given ``estimator``, in a band from the least to the greatest.
+    """
+    names = frame["system"].unique()
+    options = {"errorbar": ("pi", 100), "legend": False, "err_kws": {"lw": 0}} | options
+    sns.lineplot(
+        frame, x=x, y=y, hue="system", style="system", palette=_palette(frame), ax=ax,
+        markers=["o"] * len(names), ms=3.5, mew=0, **options,
+    )  # fmt: skip
+
+
+def _legend_outside(ax, **options) -> None:
+    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), **options)
 
 
 def _panels(n: int, width: float = 3.4, height: float = 2.6, **options):
@@ -106,7 +128,7 @@ def learning_curve(curve: pd.DataFrame, floor: float) -> Figure:
     ax.plot(curve["epoch"], curve["training"], "o-", ms=3, label="training, with dropout")
     ax.plot(curve["epoch"], curve["held out"], "s-", ms=3, label="held out")
     ax.axhline(floor, color="0.5", ls="--", label="tag frequencies alone")
-    ax.set(xlabel="epoch", ylabel="loss a song and tag (nats)")
+    ax.set(xlabel="epoch", ylabel="loss per song and tag (nats)", yscale="log")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     return fig
@@ -140,60 +162,82 @@ def tags_by_frequency(per_tag: pd.DataFrame, bands: int = 5) -> Figure:
 def convergence(histories: dict, metric: str = "NDCG") -> Figure:
     """Draw the objective after every half-step and validation ``metric`` after every sweep."""
     fig, (left, right) = _panels(2)
-    for system, history in histories.items():
-        frame = pd.DataFrame(history)
-        steps = frame.dropna(subset=["objective"])
-        per_sweep = steps.groupby("sweep")["step"].transform("size")
-        time = steps["sweep"] - 1 + (steps.groupby("sweep").cumcount() + 1) / per_sweep
-        left.plot(time, steps["objective"], ".-", color=colour(system), label=system)
-        checked = frame.dropna(subset=[metric])
-        right.plot(checked["sweep"], checked[metric], "o-", ms=3, color=colour(system))
+    history = pd.concat(
+        {system: pd.DataFrame(rows) for system, rows in histories.items()}, names=["system"]
+    ).reset_index(level="system")
+    updates = history.dropna(subset=["objective"])
+    within = updates.groupby(["system", "sweep"])["step"]
+    updates["time"] = updates["sweep"] - 1 + (within.cumcount() + 1) / within.transform("size")
+    _lines(left, updates, "time", "objective", legend="auto")
     left.set(xlabel="sweep", ylabel="objective (lower is better)")
+    _lines(right, history.dropna(subset=[metric]), "sweep", metric)
     right.set(xlabel="sweep", ylabel=f"validation {metric}")
-    left.legend()
+    left.legend(fontsize=7)
     return fig
 
 
 def trials(frame: pd.DataFrame, metric: str = "NDCG") -> Figure:
-    """Draw the validation metric of every trial of every system, the winner marked."""
-    values = {system: own for system, own in frame.groupby("system", sort=False)[metric]}
-    return _rows_of_dots(
-        values,
-        f"{metric} of a trial",
-        lambda ax, y, own, _: ax.plot(own.max(), y, "o", ms=9, mfc="none", color="black"),
-    )
-
-
-def _rows_of_dots(values: dict, xlabel: str, mark) -> Figure:
-    """Draw the values of each system on a line of its own, and what ``mark`` adds to it."""
-    fig, ax = _panels(1, width=5.6, height=0.7 + 0.26 * len(values))
-    for y, (name, own) in enumerate(values.items()):
-        ax.plot(own, np.full(len(own), y), "o", ms=4, alpha=0.5, mew=0, color=colour(name))
-        mark(ax, y, own, colour(name))
-    ax.set(yticks=range(len(values)), yticklabels=values, xlabel=xlabel)
-    ax.invert_yaxis()
-    ax.grid(axis="y", visible=False)
+    """Draw the validation metric of every trial of every system, the winner in a ring."""
+    fig, ax = _strip(frame, metric)
+    best = frame.loc[frame.groupby("system", sort=False)[metric].idxmax()]
+    ax.plot(best[metric], range(len(best)), "o", ms=9, mfc="none", color="black", clip_on=False)
+    ax.set_xlabel(f"{metric} of a trial")
     return fig
 
 
-def quarters(frames: list[pd.DataFrame], ylabel: str, titles: list[str]) -> Figure:
-    """Draw each system's metric over four groups, one panel a frame of ``tables.by_quarter``."""
+def dots(frame: pd.DataFrame, metric: str) -> Figure:
+    """Draw a dot per row of every system (one seed each), their mean as a bar."""
+    fig, ax = _strip(frame, metric)
+    sns.pointplot(
+        frame, x=metric, y="system", hue="system", palette=_palette(frame), errorbar=None,
+        linestyle="none", marker="|", markersize=16, markeredgewidth=2, ax=ax, legend=False,
+    )  # fmt: skip
+    ax.set(xlim=(0, None), ylabel="")
+    return fig
+
+
+def _palette(frame: pd.DataFrame) -> dict:
+    return {name: colour(name) for name in frame["system"].unique()}
+
+
+def _strip(frame: pd.DataFrame, metric: str):
+    names = frame["system"].unique()
+    fig, ax = _panels(1, width=5.6, height=0.7 + 0.26 * len(names))
+    sns.stripplot(
+        frame, x=metric, y="system", hue="system", palette=_palette(frame), jitter=False,
+        size=4, alpha=0.5, ax=ax, legend=False,
+    )  # fmt: skip
+    ax.set(ylabel="", ylim=(len(names) - 0.4, -0.6))
+    ax.margins(x=0.05)
+    return fig, ax
+
+
+def quarters(frames: list[pd.DataFrame], metric: str, titles: list[str], than: str) -> Figure:
+    """Draw what each system has over ``than`` in four groups.
+
+    One panel per frame of :func:`repro.evaluation.tables.by_quarter`. The systems' own values lie
+    so close that only their differences show.
+    """
     fig, axes = _panels(len(frames), width=4.2, height=3, squeeze=False)
-    axes = axes[0]
-    for ax, frame, title in zip(axes, frames, titles, strict=True):
-        for system in frame:
-            ax.plot(range(4), frame[system], "o-", ms=3, color=colour(system), label=system)
-        ax.set(xticks=range(4), title=title, ylim=(0, None))
-        ax.set_xticklabels(frame.index, rotation=20, ha="right", fontsize=7)
-    axes[0].set_ylabel(ylabel)
-    axes[-1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    for ax, frame, title in zip(axes[0], frames, titles, strict=True):
+        names = [f"{low:g}–{high:g}" for low, high in frame[["least", "most"]].to_numpy()]
+        apart = frame.drop(columns=["least", "most"]).sub(frame[than], axis=0)
+        apart = apart.drop(columns=than).assign(quarter=range(4))
+        long = apart.melt("quarter", var_name="system", value_name=metric)
+        _lines(ax, long, "quarter", metric, legend="auto" if ax is axes[0, -1] else False)
+        ax.axhline(0, color="0.5", lw=0.8)
+        ax.set(xticks=range(4), xlabel="", ylabel="", title=title)
+        ax.set_xticklabels(names)
+    axes[0, 0].set_ylabel(f"{metric} minus that of {than}")
+    _legend_outside(axes[0, -1])
     return fig
 
 
-def map_of(factors, names, labels, listeners, seed: int, named: int = 25) -> Figure:
-    """Draw items in two dimensions (t-SNE by cosine), coloured by label, the best known named.
+def map_of(factors, names, labels, listeners, seed: int, named: int = 40) -> Figure:
+    """Draw items in two dimensions (t-SNE by cosine), coloured by label.
 
-    Factors are taken as departures from their mean.
+    Factors are taken as departures from their mean. The ``named`` best known have their names,
+    but where these would cover another's.
     """
     place = TSNE(
         metric="cosine",
@@ -206,42 +250,32 @@ def map_of(factors, names, labels, listeners, seed: int, named: int = 25) -> Fig
     for label, tint in [("", "0.8"), *zip(shown, _PALETTE, strict=False)]:
         own = np.asarray(labels) == label
         ax.scatter(*place[own].T, s=14, lw=0, color=tint, label=label or None)
+    fig.canvas.draw()
+    covered = []
     for i in np.argsort(-np.asarray(listeners), kind="stable")[:named]:
-        ax.annotate(
-            str(names[i])[:32].replace("$", r"\$"), place[i], fontsize=5.5, ha="center", va="bottom"
-        )
+        name = str(names[i])[:32].replace("$", r"\$")
+        text = ax.annotate(name, place[i], fontsize=6.5, ha="center", va="bottom")
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in covered):
+            text.remove()
+        else:
+            covered.append(box)
     ax.set(xticks=[], yticks=[])
-    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), title="tag")
+    _legend_outside(ax, title="tag")
     return fig
 
 
-def recall_curves(systems: dict, resamples: int, seed: int) -> Figure:
-    """Draw Recall@M with bootstrap bands; ``systems`` maps a name to its per-user metrics."""
-    from repro.evaluation.metrics import bootstrap
-
+def recall_curves(ranking: pd.DataFrame) -> Figure:
+    """Draw Recall@M by M with its intervals over users, from a frame of ``tables.ranking``."""
     fig, ax = _panels(1, width=5.2, height=3.4)
-    lines = ["-", "--", ":", "-."]
-    for i, (system, per_user) in enumerate(systems.items()):
-        columns = [c for c in per_user if c.startswith("R@")]
-        at = [int(c.removeprefix("R@")) for c in columns]
-        band = bootstrap(per_user[columns], resamples, seed)
-        ax.fill_between(at, band["low"], band["high"], color=colour(system), alpha=0.2, lw=0)
-        ax.plot(
-            at, band["mean"], lines[i % 4], marker="o", ms=3, color=colour(system), label=system
-        )
-    ax.set(xlabel="length of the list, M", ylabel="Recall@M", ylim=(0, None), xticks=at)
-    ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    return fig
-
-
-def dots(values: dict, xlabel: str) -> Figure:
-    """Draw the values of each system on a line of its own, their mean as a bar."""
-
-    def mean(ax, y, own, color):
-        ax.plot([np.mean(own)] * 2, [y - 0.3, y + 0.3], color=color, lw=2)
-
-    fig = _rows_of_dots(values, xlabel, mean)
-    fig.axes[0].set_xlim(0, None)
+    recall = ranking[ranking["metric"].str.startswith("R@")]
+    recall = recall.assign(M=recall["metric"].str.removeprefix("R@").astype(int))
+    # The mean lies between the ends of its interval, so it is the median of the three.
+    three = recall.melt(["system", "M"], ["low", "mean", "high"], value_name="recall")
+    _lines(ax, three, "M", "recall", estimator="median", legend="auto")
+    ax.set(xlabel="length of the list, M", ylabel="R@M", ylim=(0, None))
+    ax.set_xticks(recall["M"].unique())
+    _legend_outside(ax)
     return fig
 
 
@@ -249,27 +283,31 @@ def sweep(frame: pd.DataFrame, by: str, xlabel: str) -> Figure:
     """Draw NDCG in-matrix and out-of-matrix of each system along one setting."""
     fig, axes = _panels(2, width=3.8, height=2.8)
     for ax, where in zip(axes, ("in-matrix", "out-of-matrix"), strict=True):
-        for system, own in frame.dropna(subset=[where]).groupby("system", sort=False):
-            ax.plot(own[by], own[where], "o-", ms=3, color=colour(system), label=system)
-        ax.set(xscale="log", xlabel=xlabel, title=where)
+        own = frame.dropna(subset=[where])
+        _lines(ax, own, by, where, legend="auto" if where == "in-matrix" else False)
+        ax.set(xscale="log", xlabel=xlabel, ylabel="", title=where)
     axes[0].set_ylabel("NDCG")
     axes[0].legend(fontsize=7)
     return fig
 
 
 def thinning(frame: pd.DataFrame, metric: str = "NDCG") -> Figure:
-    """Draw each system's metric, and what it has over WMF, by the share of the plays kept."""
-    fig, (left, right) = _panels(2, width=4, height=3)
+    """Draw each system's metric, and what it has over WMF, by the share of the plays kept.
+
+    Bands reach from the least to the greatest of the draws of the plays.
+    """
+    fig, axes = _panels(2, width=4, height=3)
     plain = frame[frame["system"] == "WMF"].set_index(["share", "draw"])[metric]
-    for system, own in frame.groupby("system", sort=False):
-        values = own.set_index(["share", "draw"])[metric]
-        for ax, shown in ((left, values), (right, values - plain)):
-            band = shown.groupby("share").agg(["mean", "min", "max"])
-            ax.fill_between(band.index, band["min"], band["max"], alpha=0.2, color=colour(system))
-            ax.plot(band.index, band["mean"], "o-", ms=3, color=colour(system), label=system)
-    left.set(xscale="log", xlabel="share of training plays kept", ylabel=metric)
-    right.set(xscale="log", xlabel="share of training plays kept", ylabel=f"{metric} less WMF's")
-    left.legend(fontsize=7)
+    of_wmf = plain.loc[pd.MultiIndex.from_frame(frame[["share", "draw"]])].to_numpy()
+    apart = frame.assign(**{metric: frame[metric] - of_wmf})
+    shares = np.sort(frame["share"].unique())
+    for ax, shown in zip(axes, (frame, apart), strict=True):
+        _lines(ax, shown, "share", metric, legend="auto" if shown is frame else False)
+        ylabel = metric if shown is frame else f"{metric} minus WMF's"
+        ax.set(xscale="log", xlabel="share of training plays kept", ylabel=ylabel)
+        ax.set_xticks(shares, [f"{share:g}" for share in shares], minor=False)
+        ax.minorticks_off()
+    axes[0].legend(fontsize=7)
     return fig
 
 
@@ -277,10 +315,9 @@ def intervals(frame: pd.DataFrame, xlabel: str) -> Figure:
     """Draw a mean and its interval for each row: columns ``mean``, ``low``, ``high``."""
     fig, ax = _panels(1, width=5, height=0.6 + 0.32 * len(frame))
     ax.axvline(0, color="0.5", lw=0.8, ls="--")
-    for y, (name, row) in enumerate(frame[::-1].iterrows()):
-        ax.plot([row["low"], row["high"]], [y, y], color=colour(name), lw=2)
-        ax.plot(row["mean"], y, "o", color=colour(name), ms=5)
-    ax.set(yticks=range(len(frame)), yticklabels=frame.index[::-1], xlabel=xlabel)
-    ax.set_ylim(-0.6, len(frame) - 0.4)
+    for name, row in frame.iterrows():
+        ends = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+        ax.errorbar(row["mean"], [name], xerr=ends, fmt="o", ms=5, elinewidth=2, color=colour(name))
+    ax.set(xlabel=xlabel, ylim=(len(frame) - 0.4, -0.6))
     ax.grid(axis="y", visible=False)
     return fig

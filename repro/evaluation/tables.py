@@ -1,15 +1,100 @@
-"""The tables: per-user metrics in, a frame that puts the paper's number beside ours out."""
+"""The tables: frames of numbers, one per column, and the form in which a page shows them.
+
+A frame goes to its CSV as it is. :func:`typeset` alone makes text of numbers.
+"""
 
 from __future__ import annotations
 
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.preprocessing import normalize
 
-from repro.evaluation import paper
 from repro.evaluation.metrics import bootstrap
+
+# --- what the paper printed (ISMIR 2015, Tables 1 to 4) ------------------------------------------
+
+_TAGGING = ["Prec", "Recall", "F", "AROC", "MAP"]
+_RANKING = ["R@40", "R@80", "R@120", "R@160", "R@200", "NDCG"]
+
+TAGGING = pd.DataFrame.from_dict(
+    {"SPMF": [0.127, 0.146, 0.136, 0.712, 0.120], "NNet": [0.184, 0.207, 0.195, 0.781, 0.178]},
+    orient="index",
+    columns=_TAGGING,
+)
+DEN_IN_MATRIX = pd.DataFrame.from_dict(
+    {
+        "PMF": [0.1021, 0.1533, 0.1908, 0.2206, 0.2456, 0.2419],
+        "CTPF": [0.1031, 0.1511, 0.1861, 0.2138, 0.2370, 0.2395],
+        "WMF": [0.1722, 0.2367, 0.2803, 0.3133, 0.3397, 0.2881],
+        "CF + shallow": [0.1724, 0.2368, 0.2803, 0.3131, 0.3396, 0.2883],
+        "CF + deep": [0.1722, 0.2365, 0.2800, 0.3129, 0.3394, 0.2882],
+    },
+    orient="index",
+    columns=_RANKING,
+)
+DEN_OUT_OF_MATRIX = pd.DataFrame.from_dict(
+    {
+        "CTPF": [0.0256, 0.0700, 0.1440, 0.1869, 0.2086, 0.1271],
+        "CF + shallow": [0.0503, 0.0894, 0.1218, 0.1514, 0.1778, 0.1429],
+        "CF + deep": [0.0910, 0.1461, 0.1881, 0.2241, 0.2550, 0.1605],
+    },
+    orient="index",
+    columns=_RANKING,
+)
+SPR_IN_MATRIX = pd.DataFrame.from_dict(
+    {
+        "WMF": [0.1137, 0.1286, 0.1378, 0.1449, 0.1505, 0.1415],
+        "CF + shallow": [0.1138, 0.1286, 0.1377, 0.1449, 0.1504, 0.1416],
+        "CF + deep": [0.1140, 0.1289, 0.1378, 0.1451, 0.1507, 0.1417],
+    },
+    orient="index",
+    columns=_RANKING,
+)
+SIZES = pd.DataFrame(
+    {"users": [613_682, 564_437], "songs": [97_414, 260_345], "pairs": [38_226_302, pd.NA]}
+    | {"density": [0.00064, 0.00002]},
+    index=["DEN", "SPR"],
+).astype({"pairs": "Int64"})
+PAIRS = pd.DataFrame(
+    {"train": [26_139_017, 1_762_253], "validation": [2_904_335, 162_527]}
+    | {"test": [7_260_837, 410_081]},
+    index=["DEN", "SPR"],
+)
+CHANCE = 40 / 4871  # of Recall@40 among the paper's out-of-matrix songs
+PRINTED = {
+    "tagging": TAGGING,
+    "DEN in-matrix": DEN_IN_MATRIX,
+    "SPR in-matrix": SPR_IN_MATRIX,
+    "out-of-matrix": DEN_OUT_OF_MATRIX,
+}
+
+
+class Claim(NamedTuple):
+    """That one system beats another on a metric, or, with ``equal``, that they do not differ."""
+
+    where: str  # a key of PRINTED
+    system: str
+    than: str
+    metric: str
+    equal: bool = False
+
+
+CLAIMS = [
+    Claim("tagging", "NNet", "SPMF", "AROC"),
+    Claim("DEN in-matrix", "WMF", "PMF", "NDCG"),
+    Claim("DEN in-matrix", "PMF", "CTPF", "NDCG"),
+    Claim("DEN in-matrix", "CF + shallow", "WMF", "NDCG", equal=True),
+    Claim("DEN in-matrix", "CF + deep", "WMF", "NDCG", equal=True),
+    Claim("SPR in-matrix", "CF + deep", "WMF", "R@40"),
+    Claim("SPR in-matrix", "CF + deep", "WMF", "NDCG"),
+    Claim("SPR in-matrix", "CF + deep", "CF + shallow", "R@40"),
+    Claim("out-of-matrix", "CF + deep", "CF + shallow", "R@40"),
+    Claim("out-of-matrix", "CF + deep", "CF + shallow", "NDCG"),
+    Claim("out-of-matrix", "CTPF", "CF + shallow", "R@120"),
+]
 
 HEADLINE = [
     "random",
@@ -22,40 +107,51 @@ HEADLINE = [
     "CF + deep",
 ]
 
+# --- results as numbers --------------------------------------------------------------------------
+
 
 def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: int) -> pd.DataFrame:
-    """Return one row a system: mean and half-width of the 95% interval of each metric, and users.
+    """Return every metric of every system with its 95% interval over users.
 
     Parameters
     ----------
     systems : dict of str to DataFrame
-        Per-user metrics from :func:`repro.evaluation.metrics.evaluate`; None where a system has no score.
+        Per-user metrics, as :func:`repro.evaluation.metrics.evaluate` returns them; None where a
+        system has no score.
     printed : DataFrame, optional
-        The paper's means by system, which follow ours on rows of their own.
+        The paper's means by system.
 
     Returns
     -------
-    DataFrame of str, indexed by system.
+    DataFrame: ``system``, ``metric``, ``mean``, ``low``, ``high``, ``users``, ``paper``.
     """
-    rows = {}
     columns = next(list(frame) for frame in systems.values() if frame is not None)
-    for system, frame in systems.items():
-        if frame is None:
-            rows[system] = {c: "not defined" for c in columns}
-            continue
-        stats = bootstrap(frame, resamples, seed)
-        half = (stats["high"] - stats["low"]) / 2
-        rows[system] = {
-            c: f"{stats['mean'][c]:.4f}\u00a0±" + f"{half[c]:.4f}".lstrip("0") for c in columns
-        }
-        rows[system]["users"] = f"{len(frame):,}"
-    return _with_printed(rows, printed)
+    nothing = pd.DataFrame(np.nan, columns, ["mean", "low", "high"])
+    parts = {
+        system: (nothing if frame is None else bootstrap(frame, resamples, seed)).assign(
+            users=0 if frame is None else len(frame)
+        )
+        for system, frame in systems.items()
+    }
+    return with_paper(pd.concat(parts, names=["system", "metric"]), printed)
 
 
-def _with_printed(rows: dict[str, dict], printed: pd.DataFrame | None) -> pd.DataFrame:
-    for system in [] if printed is None else printed.index:
-        rows[f"paper: {system}"] = {c: f"{v:.4f}" for c, v in printed.loc[system].items()}
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("system")
+def with_paper(ours: pd.DataFrame, printed: pd.DataFrame | None) -> pd.DataFrame:
+    """Return numbers by system and metric with the paper's in a column ``paper``.
+
+    Parameters
+    ----------
+    ours : DataFrame, indexed by system and metric
+    printed : DataFrame, optional
+        One row per system, one column per metric; what it alone has follows at the end.
+    """
+    if printed is not None:
+        paper = printed.rename_axis("system").rename_axis("metric", axis=1).stack().rename("paper")
+        order = ours.index.append(paper.index.difference(ours.index, sort=False))
+        ours = ours.join(paper, how="outer").reindex(order)
+        if "users" in ours:
+            ours["users"] = ours["users"].fillna(0).astype(int)
+    return ours.reset_index()
 
 
 def winners(trials: pd.DataFrame, by: list[str], metric: str = "NDCG") -> pd.DataFrame:
@@ -77,175 +173,176 @@ def gains(systems: dict, than: str, metric: str, resamples: int, seed: int) -> p
         for name, frame in systems.items()
         if frame is not None and name != than
     }
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(rows).T.rename_axis("system")
 
 
 def verdicts(
-    draws: list[dict], resamples: int, seed: int, *, same_data: bool, equal_within: float = 0.005
+    seeds: list[dict], resamples: int, seed: int, *, same_data: bool, equal_within: float = 0.005
 ) -> pd.DataFrame:
-    """Judge the paper's claims by our paired differences, over one or more draws of the data.
+    """Judge the paper's claims by our paired differences, over one or more seeds.
 
     A claim holds when the whole 95% interval over users is above zero or, for a claim of equality,
-    within ``equal_within`` of it, and so is the mean of every draw. It is then *reproduced* on the
+    within ``equal_within`` of it, and so is the mean of every seed. It is then *reproduced* on the
     paper's own data and shows the *same ordering*, or is *equal here too*, on other data. Where
-    interval and draws are all on the other side it is *not reproduced*, and between the two it is
+    interval and seeds are all on the other side it is *not reproduced*, and between the two it is
     *not settled*. A claim about a system that we have not run is *not comparable*.
 
     Parameters
     ----------
-    draws : list of dict
-        One for each draw (seed): setting to our systems' per-user metrics by name. A setting is a
-        key of :data:`repro.evaluation.paper.PRINTED`, alone or with a comma and more behind it. The rows of
-        all draws count alike.
+    seeds : list of dict
+        One per seed: setting to our systems' per-user metrics by name. A setting is a key of
+        :data:`PRINTED`, alone or with a comma and more behind it. The rows of all seeds count
+        alike.
     same_data : bool
         Whether the data are the paper's own.
 
     Returns
     -------
-    DataFrame: ``claim``, ``paper``, ``ours``, ``verdict``, and with several draws ``draws``, the
-    least and greatest of their means.
+    DataFrame: ``claim``, ``metric``, ``paper`` (the printed difference), ``mean``, ``low`` and
+    ``high`` of ours, ``verdict``, and ``seeds_min`` and ``seeds_max``, the least and greatest
+    mean of a seed.
     """
     rows = []
-    for where, claim in product(draws[0], paper.CLAIMS):
+    for where, claim in product(seeds[0], CLAIMS):
         if claim.where != where.partition(",")[0]:
             continue
-        printed = paper.PRINTED[claim.where][claim.metric]
-        says = f"{claim.system} {'equals' if claim.equal else 'beats'} {claim.than}"
+        printed = PRINTED[claim.where][claim.metric]
         row = {
-            "claim": f"{where}: {says} ({claim.metric})",
-            "paper": f"{printed[claim.system] - printed[claim.than]:+.4f}",
+            "claim": f"{where}: {claim.system} {'equals' if claim.equal else 'beats'} {claim.than}",
+            "metric": claim.metric,
+            "paper": printed[claim.system] - printed[claim.than],
         }
-        found = [draw[where] for draw in draws]
-        absent = [s for s in (claim.system, claim.than) if found[0].get(s) is None]
-        if absent:
-            rows.append(
-                row | {"ours": f"not run: {', '.join(absent)}", "verdict": "not comparable"}
-            )
+        found = [one[where] for one in seeds]
+        if found[0].get(claim.system) is None or found[0].get(claim.than) is None:
+            rows.append(row | {"verdict": "not comparable"})
             continue
         each = [f[claim.system][[claim.metric]] - f[claim.than][[claim.metric]] for f in found]
-        mean, low, high = bootstrap(pd.concat(each), resamples, seed).iloc[0]
-        seen = np.array([low, high, *(float(e.mean().iloc[0]) for e in each)])
-        if claim.equal:
-            holds, fails = (abs(seen) < equal_within).all(), low > equal_within
-            fails = fails or high < -equal_within
-        else:
-            holds, fails = (seen > 0).all(), (seen < 0).all()
+        row |= bootstrap(pd.concat(each), resamples, seed).iloc[0].to_dict()
+        means = [float(e.mean().iloc[0]) for e in each]
+        row["verdict"] = _verdict(claim, row["low"], row["high"], means, same_data, equal_within)
+        rows.append(row | {"seeds_min": min(means), "seeds_max": max(means)})
+    order = "claim", "metric", "paper", "mean", "low", "high", "verdict", "seeds_min", "seeds_max"
+    return pd.DataFrame(rows, columns=order)
+
+
+def _verdict(claim: Claim, low, high, means, same_data: bool, equal_within: float) -> str:
+    seen = np.array([low, high, *means])
+    if claim.equal:
+        holds = (abs(seen) < equal_within).all()
+        fails = low > equal_within or high < -equal_within
+    else:
+        holds, fails = (seen > 0).all(), (seen < 0).all()
+    if holds:
         alike = "equal here too" if claim.equal else "same ordering"
-        held = "reproduced" if same_data else alike
-        row["ours"] = f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-        row["verdict"] = held if holds else "not reproduced" if fails else "not settled"
-        if len(draws) > 1:
-            row["draws"] = f"{seen[2:].min():+.4f} to {seen[2:].max():+.4f}"
-        rows.append(row)
-    return pd.DataFrame(rows)
+        return "reproduced" if same_data else alike
+    return "not reproduced" if fails else "not settled"
 
 
-def over_draws(
-    draws: list[dict],
+def over_seeds(
+    seeds: list[dict],
     than: str | None = None,
     printed: pd.DataFrame | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return mean and standard deviation of every metric over draws (seeds), one row a system.
+    """Return mean, standard deviation and range over seeds of every metric of every system.
 
     Parameters
     ----------
-    draws : list of dict
-        Per-user metrics by system, one dict a draw.
+    seeds : list of dict
+        Per-user metrics by system, one dict per seed.
     than : str, optional
-        A system; adds the NDCG less its own, paired: the mean with its 95% interval over the users
-        of all draws, and the least and greatest mean of a draw.
+        A system; adds the metric ``NDCG minus <than>``, paired, with its 95% interval over the
+        users of all seeds.
     printed : DataFrame, optional
-        The paper's means by system, which follow ours on rows of their own.
+        The paper's means by system.
+
+    Returns
+    -------
+    DataFrame: ``system``, ``metric``, ``mean``, ``deviation``, ``seeds_min``, ``seeds_max``; with
+    ``than``, ``low`` and ``high`` of the difference; with ``printed``, ``paper``.
     """
-    rows = {}
+    each = each_seed(seeds, range(len(seeds))).groupby(["system", "metric"], sort=False)["mean"]
+    frame = each.agg(mean="mean", deviation="std", seeds_min="min", seeds_max="max")
     if than is not None:
-        ndcg = [pd.DataFrame({s: frame["NDCG"] for s, frame in draw.items()}) for draw in draws]
-        apart = [frame.sub(frame[than], axis=0) for frame in ndcg]
-        means = pd.DataFrame([frame.mean() for frame in apart])
-        interval = bootstrap(pd.concat(apart), resamples, seed)
-    for system in draws[0]:
-        each = pd.DataFrame([draw[system].mean() for draw in draws])
-        mean, deviation = each.mean(), each.std(ddof=1)
-        rows[system] = {
-            c: f"{mean[c]:.4f}\u00a0±" + f"{deviation[c]:.4f}".lstrip("0") for c in each
-        }
-        if than not in (None, system):
-            stats, seen = interval.loc[system], means[system]
-            written = f"{stats['mean']:+.4f} [{stats['low']:+.4f}, {stats['high']:+.4f}]"
-            rows[system][f"NDCG less {than}"] = written
-            rows[system]["draws"] = f"{seen.min():+.4f} to {seen.max():+.4f}"
-    return _with_printed(rows, printed)
+        ndcg = [pd.DataFrame({s: frame["NDCG"] for s, frame in one.items()}) for one in seeds]
+        apart = [one.sub(one[than], axis=0).drop(columns=than) for one in ndcg]
+        means = pd.DataFrame([one.mean() for one in apart])
+        paired = bootstrap(pd.concat(apart), resamples, seed).assign(
+            deviation=means.std(), seeds_min=means.min(), seeds_max=means.max()
+        )
+        paired.index = pd.MultiIndex.from_product([paired.index, [f"NDCG minus {than}"]])
+        frame = pd.concat([frame, paired]).rename_axis(["system", "metric"])
+    return with_paper(frame, printed)
 
 
-def each_draw(draws: list[dict], seeds: list[int]) -> pd.DataFrame:
-    """Return every mean that :func:`over_draws` averages: one row a system, draw and metric."""
+def each_seed(seeds: list[dict], numbers) -> pd.DataFrame:
+    """Return every mean that :func:`over_seeds` averages: one row per system, seed and metric."""
     rows = [
-        {"system": system, "seed": seed, "metric": column, "mean": mean}
-        for draw, seed in zip(draws, seeds, strict=True)
-        for system, frame in draw.items()
+        {"system": system, "seed": number, "metric": column, "mean": mean}
+        for one, number in zip(seeds, numbers, strict=True)
+        for system, frame in one.items()
         for column, mean in frame.mean().items()
     ]
     return pd.DataFrame(rows)
 
 
-def headline(systems: dict, metric: str, chance: float, resamples: int, seed: int) -> pd.DataFrame:
-    """Return the ranking of out-of-matrix systems by ``metric`` and NDCG, in multiples of chance.
+def add_chance(frame: pd.DataFrame, metric: str, chance: float) -> pd.DataFrame:
+    """Return ``frame`` with the metric ``times chance``, which compares data sets.
 
     Parameters
     ----------
+    frame : DataFrame
+        Of :func:`ranking` or :func:`over_seeds`.
     chance : float
-        What ``metric`` is for random lists here; in the paper it was 40 / 4871.
+        What ``metric`` is for random lists here; the paper's Recall@40 is divided by
+        :data:`CHANCE`.
     """
-    frame = ranking({s: f[[metric, "NDCG"]] for s, f in systems.items()}, None, resamples, seed)
-    return beside_chance(frame, {s: f[metric].mean() for s, f in systems.items()}, chance)
-
-
-def beside_chance(frame: pd.DataFrame, means: dict, chance: float) -> pd.DataFrame:
-    """Return ``frame``, one row a system, with ``means`` in multiples of chance and the paper's."""
-    printed = paper.DEN_OUT_OF_MATRIX["R@40"].reindex(list(means))
-    mean, frame = pd.Series(means), frame.copy()
-    columns = {
-        "times chance": (mean / chance, "{:.1f}"),
-        "paper: R@40": (printed, "{:.4f}"),
-        "paper: times chance": (printed / (40 / 4871), "{:.1f}"),
-    }
-    for name, (values, style) in columns.items():
-        frame[name] = values.map(style.format).where(values.notna(), "")
-    return frame
+    times = frame[frame["metric"] == metric].assign(metric="times chance")
+    ours = times.columns.intersection(
+        ["mean", "low", "high", "deviation", "seeds_min", "seeds_max"]
+    )
+    times[ours] /= chance
+    printed = DEN_OUT_OF_MATRIX["R@40"].reindex(times["system"]).to_numpy()
+    return pd.concat([frame, times.assign(paper=printed / CHANCE)], ignore_index=True)
 
 
 def packed(systems: dict) -> dict[str, np.ndarray]:
-    """Return per-user metrics as plain arrays, for :meth:`repro.pipeline.run.Run.save`."""
+    """Return frames of the same rows and columns as arrays for :meth:`Run.save`."""
     frame = next(iter(systems.values()))
     return {
-        "users": frame.index.to_numpy(),
+        "systems": np.array(list(systems)),
+        "rows": np.array(frame.index.tolist()),
         "columns": np.array(list(frame)),
-        **{name: frame.to_numpy() for name, frame in systems.items()},
+        "values": np.stack([one.to_numpy(float) for one in systems.values()]),
     }
 
 
 def unpacked(saved) -> dict[str, pd.DataFrame]:
     """Return what :func:`packed` packed, from a loaded artefact."""
-    values = dict(vars(saved))
-    users, columns = pd.Index(values.pop("users"), name="user"), values.pop("columns")
-    return {name: pd.DataFrame(x, users, columns) for name, x in values.items()}
+    return {
+        str(name): pd.DataFrame(values, saved.rows, saved.columns)
+        for name, values in zip(saved.systems, saved.values, strict=True)
+    }
 
 
-def per_tag(saved) -> dict[str, pd.DataFrame]:
-    """Return each tagger's AROC of the tags that all of them could be judged on."""
-    columns = {name: x[:, 2] for name, x in vars(saved).items() if "without" not in name}
-    aroc = pd.DataFrame(columns).dropna()
+def common_aroc(per_tag: dict) -> dict[str, pd.DataFrame]:
+    """Return each tag model's AROC of the tags on which all of them could be judged."""
+    aroc = pd.DataFrame({name: frame["AROC"] for name, frame in per_tag.items()}).dropna()
     return {name: aroc[[name]].set_axis(["AROC"], axis=1) for name in aroc}
 
 
-def by_quarter(values: pd.DataFrame, by: np.ndarray, of: str) -> pd.DataFrame:
-    """Return the mean of each column over the quarters of the rows, ordered ``by`` a count."""
-    quarter = pd.qcut(pd.Series(by, values.index).rank(method="first"), 4, labels=False)
-    bounds = pd.Series(by, values.index).groupby(quarter).agg(["min", "max"])
-    names = [f"{low:g}–{high:g} {of}" for low, high in bounds.to_numpy()]
-    return values.groupby(quarter).mean().set_axis(names)
+def by_quarter(values: pd.DataFrame, by: np.ndarray) -> pd.DataFrame:
+    """Return the mean of each column over the quarters of the rows, ordered ``by`` a count.
+
+    Returns
+    -------
+    DataFrame, one row per quarter: ``least`` and ``most`` of the count, and the columns.
+    """
+    counts = pd.Series(by, values.index)
+    quarter = pd.qcut(counts.rank(method="first"), 4, labels=False)
+    bounds = counts.groupby(quarter).agg(least="min", most="max")
+    return bounds.join(values.groupby(quarter).mean())
 
 
 def coverage(times: np.ndarray) -> dict[str, float]:
@@ -271,25 +368,30 @@ def labels(ids, tagged_ids, tags, vocabulary, n: int) -> np.ndarray:
 def one_user(user, model, train, test, cold, names, cold_names, n: int) -> pd.DataFrame:
     """Return a user's history and first ``n`` recommendations of items with and without plays.
 
-    A star marks what the user did play: a pair held out for testing.
+    Returns
+    -------
+    DataFrame: ``list``, ``place`` in it from 1, ``name``, and whether the user did ``play`` it;
+    for recommendations that is a pair held out for testing.
     """
-
-    def first(scores, listed, played):
-        best = np.argsort(-scores, kind="stable")[:n]
-        return [f"{listed[i]}{' *' if i in played else ''}" for i in best]
-
-    seen = train[[user]].indices
-    scores = model.beta @ model.theta[user]
+    seen, scores = train[[user]].indices, model.beta @ model.theta[user]
     scores[seen] = -np.inf
-    history = seen[np.argsort(-train[[user]].data, kind="stable")][:n]
-    columns = {
-        "played": list(names[history]),
-        "recommended, with plays": first(scores, names, test[[user]].indices),
-        "recommended, without": first(
-            model.cold @ model.theta[user], cold_names, cold[[user]].indices
-        ),
+    cold_scores = model.cold @ model.theta[user]
+    history = seen[np.argsort(-train[[user]].data, kind="stable")]
+    lists = {
+        "played": (history, names, seen),
+        "recommended, with plays": (_order(scores), names, test[[user]].indices),
+        "recommended, without": (_order(cold_scores), cold_names, cold[[user]].indices),
     }
-    return pd.DataFrame({name: pd.Series(x) for name, x in columns.items()}).fillna("")
+    rows = [
+        {"list": name, "place": place + 1, "name": listed[item], "play": item in played}
+        for name, (items, listed, played) in lists.items()
+        for place, item in enumerate(items[:n])
+    ]
+    return pd.DataFrame(rows)
+
+
+def _order(scores: np.ndarray) -> np.ndarray:
+    return np.argsort(-scores, kind="stable")
 
 
 def neighbours(names, factors, other_names, other_factors, n: int = 3) -> pd.DataFrame:
@@ -302,3 +404,98 @@ def neighbours(names, factors, other_names, other_factors, n: int = 3) -> pd.Dat
     nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :n]
     columns = [f"neighbour {k + 1}" for k in range(n)]
     return pd.DataFrame(other_names[nearest], index=list(names), columns=columns)
+
+
+# --- for the page --------------------------------------------------------------------------------
+
+
+def typeset(frame: pd.DataFrame, settings=(), signed=()) -> pd.DataFrame:
+    """Return a frame as text, for the ``shown`` of :meth:`repro.pipeline.run.Run.table`.
+
+    A mean with an interval becomes one column, a range over seeds another; numbers by system and
+    metric become a row per system, best in bold, then the paper's.
+
+    Parameters
+    ----------
+    settings : names of columns
+        Written with ``%g``; of the others floats have three decimals and whole numbers commas.
+    signed : names of columns
+        Differences, written with sign and four decimals.
+    """
+    if {"system", "metric", "mean"} <= {*frame}:
+        return _by_metric(frame)
+    shown = frame.copy().astype(object)
+    if frame.index.dtype == float:
+        shown.index = [f"{value:g}" for value in frame.index]
+    for name in frame:
+        style = "{:g}" if name in settings else "{:+.4f}" if name in signed else None
+        shown[name] = [_text(value, style) for value in frame[name]]
+    if {"low", "high"} <= {*frame}:
+        shown["mean"] = [_interval(*row) for row in frame[["mean", "low", "high"]].to_numpy()]
+        shown = shown.drop(columns=["low", "high"])
+    if "seeds_min" in frame:
+        shown["seeds"] = [_range(*row) for row in frame[["seeds_min", "seeds_max"]].to_numpy()]
+        shown = shown.drop(columns=["seeds_min", "seeds_max"])
+    printed = [name for name in frame if str(name).startswith("paper ")]
+    paper = shown[printed].rename(columns=lambda name: name.removeprefix("paper "))
+    paper.index = [f"paper: {name}" for name in paper.index]
+    shown = shown.drop(columns=printed)
+    return (pd.concat([shown, paper]) if printed else shown).rename_axis(frame.index.names)
+
+
+def _by_metric(frame: pd.DataFrame) -> pd.DataFrame:
+    systems, metrics = frame["system"].unique(), frame["metric"].unique()
+    best = frame.groupby("metric")["mean"].max()
+    shown = pd.DataFrame("–", pd.Index(systems, name="system"), metrics)
+    paper = pd.DataFrame("–", systems, metrics)
+    for row in frame.itertuples():
+        paired = hasattr(row, "deviation") and pd.notna(getattr(row, "low", np.nan))
+        text = _interval(row.mean, row.low, row.high) if paired else _cell(row)
+        bold = not paired and row.mean == best[row.metric]
+        shown.loc[row.system, row.metric] = f"**{text}**" if bold else text
+        if hasattr(row, "paper"):
+            paper.loc[row.system, row.metric] = _text(row.paper, _style(row.metric))
+        if paired:
+            shown.loc[row.system, "seeds"] = _range(row.seeds_min, row.seeds_max)
+    if "users" in frame:
+        shown["users"] = frame.groupby("system")["users"].max().map("{:,}".format)
+    paper = paper[(paper != "–").any(axis=1)].add_prefix("paper: ", axis=0)
+    return pd.concat([shown, paper]).fillna("–").rename_axis("system")
+
+
+def _style(metric: str) -> str:
+    return "{:.1f}" if metric == "times chance" else "{:.3f}"
+
+
+def _cell(row) -> str:
+    """Typeset a mean ± its deviation over seeds, or half its interval over users, if it has one."""
+    text = _text(row.mean, _style(row.metric))
+    half = getattr(row, "deviation", (getattr(row, "high", np.nan) - getattr(row, "low", 0)) / 2)
+    if pd.isna(half):
+        return text
+    return f"{text}\u00a0±{_style(row.metric).format(half).removeprefix('0')}"
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    return "–" if np.isnan(mean) else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def _range(least: float, most: float) -> str:
+    return "–" if np.isnan(least) else f"{least:+.4f} to {most:+.4f}"
+
+
+def _text(value, style: str | None = None) -> str:
+    if pd.isna(value) or value == "":
+        return "–"
+    if isinstance(value, bool | np.bool_ | str):
+        return str(value)
+    whole = isinstance(value, int | np.integer)
+    return (style or ("{:,}" if whole else "{:.3f}")).format(value)
+
+
+def side_by_side(lists: pd.DataFrame) -> pd.DataFrame:
+    """Return the lists of :func:`one_user` as columns, a star where a recommendation was played."""
+    star = lists["play"] & (lists["list"] != "played")
+    lists = lists.assign(name=lists["name"] + star.map({True: " *", False: ""}))
+    table = lists.pivot(index="place", columns="list", values="name")
+    return table[lists["list"].unique()].fillna("–")
