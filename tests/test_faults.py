@@ -291,7 +291,7 @@ FAULTS = [
           r"user_artists\.dat: expected columns userID, artistID, weight"),
     Fault("lastfm", "hetrec2011-lastfm-2k.zip", "a weight of zero",
           lambda f: write_hetrec(f, user_artists="userID\tartistID\tweight\n7\t1\t5\n7\t2\t0\n"),
-          r"user_artists\.dat, line 3: expected a positive integer as weight, found 0"),
+          r"user_artists\.dat, line 3: expected a positive integer as weight, found '0'"),
     Fault("lastfm", "hetrec2011-lastfm-2k.zip", "an id that is missing",
           lambda f: write_hetrec(f, user_artists="userID\tartistID\tweight\n7\t1\t5\n\t2\t1\n"),
           r"user_artists\.dat, line 3: expected a value as userID"),

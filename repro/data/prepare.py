@@ -62,8 +62,8 @@ class Dataset:
     item_tracks: np.ndarray  # the track whose audio describes the item; "" when there is none
     tags: sparse.csr_matrix  # tagged tracks x vocabulary, int8, binary
     tag_tracks: np.ndarray  # track ids of the rows of `tags`
-    tag_items: np.ndarray  # their items; several tracks can be one song
     vocabulary: np.ndarray
+    tag_items: np.ndarray  # the items of the rows; several tracks can be one song
     tag_train: np.ndarray  # bool, rows of `tags`; shares no artist with `tag_test`
     tag_test: np.ndarray
     hotness: np.ndarray  # float32 song_hotttnesss of the rows of `tags`, nan when unknown
@@ -72,16 +72,12 @@ class Dataset:
 
 
 def load(profile: Profile, root: Path | str) -> Dataset:
-    """Read everything but the content.
-
-    No activity filter is applied here: that is :mod:`repro.data.splits`.
+    """Read everything but the content; :mod:`repro.data.splits` chooses who and what is kept.
 
     Raises
     ------
-    MissingData
-        Naming all absent files at once.
-    BadInput
-        Naming the file that cannot be read as expected and, for triplets, the line.
+    MissingData, BadInput
+        Naming all absent files, or the one that cannot be read as expected and where it fails.
     """
     if absent := missing(profile, root):
         raise MissingData(absent)
@@ -161,13 +157,7 @@ def bags(profile: Profile, root: Path | str) -> Bags:
 
 
 def check(profile: Profile, root: Path | str, items: int = 200) -> str:
-    """Read all but the content, and that of some ``items``; return in writing what was found.
-
-    Raises
-    ------
-    MissingData, BadInput
-        As :func:`load` and :class:`Bags` do.
-    """
+    """Read all but the content, and that of some ``items``; return in writing what was found."""
     data, read = load(profile, root), bags(profile, root)
     tried = data.item_tracks[data.item_tracks != ""]
     tried = tried[:: len(tried) // items + 1]
@@ -208,19 +198,14 @@ def _load_msd(profile: Profile, root: Path) -> Dataset:
         # The tracks' own files have it too, but opening every tagged one would take an hour.
         hot = _left_join(tags[1], raw.hotness(root / "msd_summary_file.h5"), "track")["hot"]
         about = about.with_columns(hot=hot)
-    train, test = (
-        raw.lines(root / f"artists_{part}.txt", empty=False) for part in ("train", "test")
-    )
-    if shared := set(train) & set(test):
+    artists = [raw.lines(root / f"artists_{part}.txt", empty=False) for part in ("train", "test")]
+    if shared := set(artists[0]) & set(artists[1]):
         raise BadInput(f"{root}: {min(shared)} is in artists_train.txt and in artists_test.txt")
-    tag_train, tag_test = (
-        about["artist_id"].is_in(part).fill_null(False).to_numpy() for part in (train, test)
-    )
-    facts["tagged tracks for training"] = int(tag_train.sum())
-    facts["for testing"] = int(tag_test.sum())
+    train, test = (about["artist_id"].is_in(a).fill_null(False).to_numpy() for a in artists)
+    facts |= {"tagged tracks for training": int(train.sum()), "for testing": int(test.sum())}
     items = items.rename({"artist_id": "artist", "track_id": "track"})
     about = about.select("hot", item="song_id")
-    return _dataset(plays, items, tags, about, tag_train, tag_test, facts, broken)
+    return _dataset(plays, items, tags, about, train, test, facts, broken)
 
 
 def _songs(profile: Profile, root: Path, facts: dict, broken: dict) -> pl.DataFrame:
@@ -285,22 +270,15 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
     """Join HetRec's artists to those with content by their normalised names."""
     path = root / "hetrec2011-lastfm-2k.zip"
     names = {"id": pl.Int32, "name": pl.String}
-    counts = dict.fromkeys(("userID", "artistID", "weight"), pl.Int32)
+    counts = {"userID": pl.Int32, "artistID": pl.Int32, "weight": pl.UInt32}
     given = dict.fromkeys(("userID", "artistID", "tagID"), pl.Int32)
     artists = raw.table(path, names, "artists.dat").select(
         artistID="id", name="name", artist=_keys("name")
     )
     listening = raw.table(path, counts, "user_artists.dat")
     tagging = raw.table(path, given, "user_taggedartists.dat")
-    wrong = (listening["weight"] < 1).arg_true()
-    if len(wrong):
-        raise BadInput(
-            f"{path}: user_artists.dat, line {wrong[0] + 2}: expected a positive integer as "
-            f"weight, found {listening['weight'][wrong[0]]}"
-        )
     for name, ids in ("user_artists", listening), ("user_taggedartists", tagging):
-        shown = f"{path}: {name}.dat"
-        _require_shared(ids["artistID"], shown, artists["artistID"], "artists.dat")
+        _require_shared(ids["artistID"], f"{path}: {name}.dat", artists["artistID"], "artists.dat")
     facts = {
         "users read": listening["userID"].n_unique(),
         "artists read": artists.height,
@@ -386,9 +364,7 @@ def _load_spotify(profile: Profile, root: Path) -> Dataset:
 
     tagged = tracks.select(track="track_id", tag=pl.col("tags").str.split(",")).explode("tag")
     tagged = tagged.with_columns(pl.col("tag").str.strip_chars().str.replace_all("_", " "))
-    tagged = tagged.filter(~pl.col("tag").fill_null("").is_in(["", "nan"])).with_columns(
-        val=pl.lit(1.0)
-    )
+    tagged = tagged.filter(~pl.col("tag").is_in(["", "nan"])).with_columns(val=pl.lit(1.0))
     tags = _tags(tagged, profile.min_songs_per_tag, facts)
     about = _left_join(tags[1], tracks, "track_id").rename({"track_id": "item"})
     train = _tag_train(_strings(about["artist"]), profile.seed)
@@ -398,44 +374,20 @@ def _load_spotify(profile: Profile, root: Path) -> Dataset:
 # --- all ----------------------------------------------------------------------------------------
 
 
-def _dataset(
-    plays: tuple,
-    items: pl.DataFrame,
-    tags: tuple,
-    about: pl.DataFrame,
-    train: np.ndarray,
-    test: np.ndarray,
-    facts: dict,
-    broken: dict,
-) -> Dataset:
-    """Put together two results of :func:`_matrix`, and the rows of their items and tracks."""
-    matrix, user_ids, item_ids = plays
-    tag_matrix, tag_tracks, vocabulary = tags
+def _dataset(plays, items, tags, about, train, test, facts, broken) -> Dataset:
+    """Put together two results of :func:`_matrix` and the rows of their items and tracks."""
     hot = about["hot"] if "hot" in about.columns else pl.repeat(None, about.height, eager=True)
-    return Dataset(
-        plays=matrix,
-        user_ids=user_ids,
-        item_ids=item_ids,
-        item_names=_strings(items["name"]),
-        item_artists=_strings(items["artist"]),
-        item_tracks=_strings(items["track"]),
-        tags=tag_matrix,
-        tag_tracks=tag_tracks,
-        tag_items=_strings(about["item"]),
-        vocabulary=vocabulary,
-        tag_train=train,
-        tag_test=test,
-        hotness=hot.cast(pl.Float32).fill_null(np.nan).to_numpy(),
-        facts=facts,
-        broken=broken,
-    )
+    hot = hot.cast(pl.Float32).fill_null(np.nan).to_numpy()
+    names = (_strings(items[column]) for column in ("name", "artist", "track"))
+    tag_items = _strings(about["item"])
+    return Dataset(*plays, *names, *tags, tag_items, train, test, hot, facts, broken)
 
 
 def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> None:
     """Raise BadInput when two files that are joined by their ids have none in common."""
     if not ids.unique().cast(pl.String).is_in(others.cast(pl.String).implode()).any():
         first, other = (
-            f"{column.n_unique():,} ids, the first {column.cast(pl.String)[0]!r:.60}"
+            f"{column.n_unique():,} ids, the first {column.cast(pl.String).min()!r:.60}"
             for column in (ids, others)
         )
         raise BadInput(f"{origin} ({first}) and {other_origin} ({other}) have no id in common")

@@ -118,8 +118,8 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
     Parameters
     ----------
     columns : dict of str to polars type
-        What is not a number in a column of numbers is an error. A missing value is null in a CSV
-        file, and an error in a member.
+        What is not a number in a column of numbers is an error, as is a UInt32 of 0. A missing
+        value is null in a CSV file, and an error in a member.
     encoding : str
         What cannot be decoded is replaced: a name more or less stops nobody.
 
@@ -159,8 +159,9 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
             text = text.str.strip_chars().replace("", None)
             values = text.cast(kind, strict=False)
         wrong = values.is_null() & (text.is_not_null() | bool(member))
+        wrong |= (values == 0) if kind == pl.UInt32 else False
         if wrong.any():
-            wanted = "an integer" if kind.is_integer() else "a number"
+            wanted = {pl.UInt32: "a positive integer", pl.Int32: "an integer"}.get(kind, "a number")
             line, given = frame["line"][wrong.arg_max()], text[wrong.arg_max()]
             said = f"{wanted} as {name}, found {given[:60]!r}" if given else f"a value as {name}"
             raise BadInput(f"{where}, line {line}: expected {said}")
