@@ -228,19 +228,11 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
 
 
 def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
-    """Download a file, or a folder as an archive, unless it is there, where it is compared.
+    """Download a file, or a folder as an archive, unless it is there; then compare its digest.
 
-    Parameters
-    ----------
-    source : Source
-    mirror : str
-        Address of a folder that has the files under their own names, asked in place of the origin;
-        of any scheme and host, since it is the user's choice.
-
-    Returns
-    -------
-    bool
-        Whether anything was downloaded. If it cannot be, FetchError says why.
+    ``mirror`` is the address of a folder that has the files under their own names; it is asked in
+    place of the origin, and may be on any host, since it is the user's choice. FetchError says why
+    something cannot be had; else return whether anything was downloaded.
     """
     if source.path.exists():
         _compare(source)
@@ -320,8 +312,7 @@ def _compare(source: Source) -> None:
     expected = source.digest or (noted and f"sha256:{noted['sha256']}")
     if expected and source.path.is_file():
         kind, _, wanted = expected.partition(":")
-        found = pooch.file_hash(str(source.path), kind)
-        if found != wanted:
+        if (found := pooch.file_hash(str(source.path), kind)) != wanted:
             raise FetchError(
                 f"{source.path}: expected {kind} {wanted}, found {found}; "
                 "take it away to have it downloaded again"

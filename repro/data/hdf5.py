@@ -68,14 +68,9 @@ _worker: _Worker | None = None
 def read(reader: str, path: Path, ahead: Path | None = None) -> np.ndarray:
     """Return what one of :data:`READERS` finds in a file, or raise BrokenFile.
 
-    Parameters
-    ----------
-    reader : str
-        ``"timbre"`` gives float32, shape (frames, dimensions); ``"metadata"`` the texts of a
-        track, one for each of :data:`TEXTS` and its hotttnesss; ``"hotness"`` rows (track, hot).
-    path : Path
-    ahead : Path, optional
-        What will be asked for next, and is read in the meantime.
+    ``"timbre"`` gives float32, shape (frames, dimensions); ``"metadata"`` the texts of a track, one
+    for each of :data:`TEXTS` and its hotttnesss; ``"hotness"`` rows (track, hot). ``ahead`` is the
+    file that will be asked for next: it is read while the caller works on this one.
     """
     global _worker
     for _ in range(2):  # whatever else may have ended the process, ends it once
@@ -84,12 +79,10 @@ def read(reader: str, path: Path, ahead: Path | None = None) -> np.ndarray:
             return _worker.ask([reader, str(path)], [reader, str(ahead)] if ahead else None)
         except BrokenFile:
             raise
-        except (OSError, ValueError, EOFError):
+        except BaseException as error:  # interrupted, its answer must not be taken for the next
             signalled, _worker, ahead = _worker.end(), None, None
-        except BaseException:  # interrupted: the answer must not be taken for the next one's
-            _worker.end()
-            _worker = None
-            raise
+            if not isinstance(error, OSError | ValueError | EOFError):
+                raise
     raise BrokenFile(f"libhdf5 was ended by signal {signalled} while it read the file")
 
 
@@ -109,10 +102,9 @@ def _metadata(file: h5py.File) -> np.ndarray:
 
 
 def _hotness(file: h5py.File) -> np.ndarray:
-    hot = file["metadata/songs"].fields("song_hotttnesss")[()].astype(float)
-    tracks = file["analysis/songs"].fields("track_id")[()].astype("S32")
+    hot = file["metadata/songs"].fields("song_hotttnesss")[()]
     found = np.empty(len(hot), [("track", "S32"), ("hot", "f8")])
-    found["track"], found["hot"] = tracks, hot
+    found["track"], found["hot"] = file["analysis/songs"].fields("track_id")[()], hot
     return found
 
 

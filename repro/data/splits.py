@@ -73,12 +73,7 @@ def cold_items(n_items: int, fraction: float, seed: int) -> np.ndarray:
     """Draw the out-of-matrix items (ISMIR sec. 4.2: 5% of DEN, here `fraction`).
 
     ``int(n_items * (1 - fraction))`` items stay in-matrix, which gives the authors' 92,543 of
-    97,414. ValueError when no item would be cold, or none would stay.
-
-    Returns
-    -------
-    ndarray of int
-        Sorted indices.
+    97,414. Return sorted indices; ValueError when no item would be cold, or none would stay.
     """
     kept = int(n_items * (1 - fraction))
     if not 0 < kept < n_items:
@@ -90,17 +85,8 @@ def cold_artists(artists: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Draw whole artists until about `fraction` of the items are theirs (ours).
 
     A song drawn by itself leaves siblings by the same artist in training, which sound alike and
-    have the same listeners.
-
-    Parameters
-    ----------
-    artists : ndarray of str
-        The artist of each item; an item whose artist is unknown (``""``) stands for itself.
-
-    Returns
-    -------
-    ndarray of int
-        Sorted indices.
+    have the same listeners. `artists` has the artist of each item; one that is unknown (``""``)
+    stands for itself. Return sorted indices.
     """
     itself = np.array([f" {i}" for i in range(len(artists))])
     _, artist = np.unique(np.where(artists == "", itself, artists), return_inverse=True)
@@ -113,18 +99,8 @@ def cold_artists(artists: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 def pseudo_cold_items(n: int, seen: np.ndarray, seed: int) -> np.ndarray:
     """Draw up to `n` in-matrix items that are treated as cold where settings are chosen (ours).
 
-    Parameters
-    ----------
-    n : int
-    seen : ndarray of bool
-        The in-matrix items whose tags taught the network. They are left out, or the choice would
-        trust features that the network knows by heart.
-    seed : int
-
-    Returns
-    -------
-    ndarray of int
-        Sorted indices into `seen`.
+    `seen` (bool) marks the in-matrix items whose tags taught the network. They are left out, or the
+    choice would trust features that the network knows by heart. Return sorted indices into it.
     """
     return np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(~seen))[:n])
 

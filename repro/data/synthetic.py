@@ -44,13 +44,8 @@ _SOUNDS = 4  # kinds of frame that a style is made of
 def write_world(world: World, seed: int, root: Path | str) -> None:
     """Write the world of `world` and `seed` to the folder `root`, unless it is there already.
 
-    The folder appears only when it is complete. An earlier world in its place is replaced; the
-    same arguments give the same content.
-
-    Raises
-    ------
-    FileExistsError
-        When `root` holds something that this function did not write.
+    The folder appears only when it is complete; the same arguments give the same content. An
+    earlier world in its place is replaced, anything else there is an error (FileExistsError).
     """
     root = Path(root)
     made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
