@@ -140,7 +140,8 @@ def read_tree(tree):
     centres = world.frames(1024)
     book = vq.Codebook(centres, np.zeros(12, np.float32), np.ones(12, np.float32))
     while True:
-        bags = Bags(lambda track: timbre(Path(tree), track), TIMBRE_DIM)
+        bags = Bags(lambda track, ahead: timbre(Path(tree), track, ahead), TIMBRE_DIM)
+        bags.expect(tracks)
         began = time.perf_counter()
         counts = vq.histograms(bags, tracks, book)
         seconds = [time.perf_counter() - began]

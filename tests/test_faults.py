@@ -515,12 +515,12 @@ def test_hidden_files_do_not_count(tmp_path):
     assert files.data_digest(profile, folder) == before
 
 
-@pytest.mark.fault("another locale, Turkish for one", "the same world: a transaction a table")
-def test_a_world_is_written_in_explicit_transactions(tmp_path):
+@pytest.mark.fault("another locale, Turkish for one", "the same synthetic world, to the byte")
+def test_a_worlds_databases_know_no_number_of_transactions(tmp_path):
     synthetic.write_world(replace(config.SMOKE.world, users=20, songs=80), 1, tmp_path / "world")
-    for name, tables in {"lastfm_tags.db": 3, "track_metadata.db": 1}.items():
+    for name in ("lastfm_tags.db", "track_metadata.db"):
         with (tmp_path / "world" / name).open("rb") as file:
-            assert int.from_bytes(file.read(28)[24:], "big") == tables  # SQLite's change counter
+            assert file.read(28)[24:] == bytes(4)  # SQLite counts the changes here
 
 
 # --- whatever the bytes

@@ -54,7 +54,7 @@ def write_world(world: World, seed: int, root: Path | str) -> None:
     if label.exists():
         if label.read_text() == recipe:
             return
-    elif root.exists() and any(root.iterdir()):
+    elif root.exists() and any(root.glob("[!.]*")):
         raise FileExistsError(f"{root} is not empty and not a synthetic world; name another folder")
 
     partial = root.with_name(f"{root.name}.partial")
@@ -93,7 +93,7 @@ def _write(world: World, rng: np.random.Generator, root: Path) -> None:
         "track_id TEXT PRIMARY KEY, title TEXT, song_id TEXT, artist_id TEXT, artist_name TEXT"
     )
     about = tracks.drop("song_hotttnesss").rows()
-    _write_sqlite(root / "track_metadata.db", f"songs ({columns})", about)
+    _write_sqlite(root / "track_metadata.db", {f"songs ({columns})": about})
     _write_hdf5(root, tracks, _timbre(world, rng, style[of]))
 
     tested = rng.permutation(world.artists) < round(0.15 * world.artists)
@@ -180,19 +180,24 @@ def _write_tags(path: Path, world: World, rng, tracks: pl.Series, style, artist)
     raw, raw_tag = np.unique(spelt[tag, spelling], return_inverse=True)
     value = rng.integers(0, 101, len(tag))  # a few zeros, as in the genuine file
     rows = zip((track + 1).tolist(), (raw_tag + 1).tolist(), value.tolist(), strict=True)
-    _write_sqlite(path, "tids (tid TEXT)", [(t,) for t in tracks])
-    _write_sqlite(path, "tags (tag TEXT)", [(t,) for t in raw.tolist()])
-    _write_sqlite(path, "tid_tag (tid INT, tag INT, val FLOAT)", list(rows))
+    tables = {
+        "tids (tid TEXT)": [(t,) for t in tracks],
+        "tags (tag TEXT)": [(t,) for t in raw.tolist()],
+    }
+    _write_sqlite(path, tables | {"tid_tag (tid INT, tag INT, val FLOAT)": list(rows)})
 
 
-def _write_sqlite(path: Path, table: str, rows: list[tuple]) -> None:
-    # no transaction opened by the sqlite3 module: it finds INSERT by the locale's capitals
-    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+def _write_sqlite(path: Path, tables: dict[str, list[tuple]]) -> None:
+    # in memory, so without locks; and no transaction of the sqlite3 module's making, since that
+    # recognises INSERT by the rules of the locale
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
         database.execute("BEGIN")
-        database.execute(f"CREATE TABLE {table}")
-        places = ", ".join("?" * len(rows[0]))
-        database.executemany(f"INSERT INTO {table.split()[0]} VALUES ({places})", rows)
+        for table, rows in tables.items():
+            database.execute(f"CREATE TABLE {table}")
+            places = ", ".join("?" * len(rows[0]))
+            database.executemany(f"INSERT INTO {table.split()[0]} VALUES ({places})", rows)
         database.execute("COMMIT")
+        path.write_bytes(database.serialize())
 
 
 def _timbre(world: World, rng: np.random.Generator, style: np.ndarray) -> list[np.ndarray]:
@@ -221,11 +226,11 @@ def _write_hdf5(root: Path, tracks: pl.DataFrame, timbre: list[np.ndarray]) -> N
     )
     songs = np.array([row[1:] for row in tracks.rows()], metadata)
     analysis = np.array([(t,) for t in tracks["track_id"]], [("track_id", "S32")])
-    with h5py.File(root / "msd_summary_file.h5", "w") as file:
+    with h5py.File(root / "msd_summary_file.h5", "w", locking=False) as file:
         file["metadata/songs"], file["analysis/songs"] = songs, analysis
     for i, (track, frames) in enumerate(zip(tracks["track_id"], timbre, strict=True)):
         folder = root.joinpath("msd", *track[2:5])
         folder.mkdir(parents=True, exist_ok=True)
-        with h5py.File(folder / f"{track}.h5", "w") as file:
+        with h5py.File(folder / f"{track}.h5", "w", locking=False) as file:
             file["metadata/songs"], file["analysis/songs"] = songs[i : i + 1], analysis[i : i + 1]
             file["analysis/segments_timbre"] = frames
