@@ -4,114 +4,91 @@ import argparse
 import os
 import sys
 
-from repro.config import PROFILES, VARIANTS
-from repro.data import files
+from repro.config import PROFILES, ROOT, VARIANTS, data_root
+from repro.data import files, prepare, raw
 from repro.pipeline import report, runner
-from repro.pipeline import run as results
+
+RUN = "Execute the notebooks in order; what is up to date is skipped."
+TESTS = "./run_all.sh test runs the tests; ./run_all.sh fetch gets data."
+FETCH = "Download and check the files that a profile reads; what is there stays."
+REAL = [name for name, profile in PROFILES.items() if profile.source != "world"]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the arguments, run, and return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["fetch"]:
-        return fetch_data(arguments[1:])
-    parser = argparse.ArgumentParser(
-        prog="run_all.sh",
-        description="Execute the notebooks in order; what is up to date is skipped.",
-        epilog="./run_all.sh test runs the tests; ./run_all.sh fetch gets data.",
-    )
-    parser.add_argument(
-        "--profile",
-        metavar="NAME",
-        default=os.environ.get("REPRO_PROFILE") or "demo",
-        help=f"data and settings: {', '.join(PROFILES)}; with a suffix one of its companions: "
-        f"+seed1 and so on, +{', +'.join(VARIANTS)} (default: %(default)s)",
-    )
+        return fetch(arguments[1:])
+    parser = argparse.ArgumentParser(prog="run_all.sh", description=RUN, epilog=TESTS)
+    add = parser.add_argument
+    names = f"{', '.join(PROFILES)}; with a suffix one of its companions: +seed1 and so on"
+    names = f"data and settings: {names}, +{', +'.join(VARIANTS)} (default: %(default)s)"
+    default = os.environ.get("REPRO_PROFILE") or "demo"
+    add("--profile", metavar="NAME", default=default, help=names)
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--only", metavar="NN", help="this notebook alone")
     part.add_argument("--from", metavar="NN", dest="first", help="this notebook and those after")
-    part.add_argument(
-        "--full", action="store_true", help="also all companions, and the notebooks that read them"
-    )
-    parser.add_argument("--force", action="store_true", help="also what is up to date")
-    parser.add_argument("--list", action="store_true", help="print the plan and stop")
-    parser.add_argument(
-        "--readme", action="store_true", help="put the results into README.md and stop"
-    )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default=os.environ.get("REPRO_DEVICE") or "auto",
-        help="auto takes a GPU if torch sees one (default: %(default)s)",
-    )
-    parser.add_argument("--data", metavar="DIR", help="folder of the raw data (default: data)")
-    given = parser.parse_args(arguments)
-    if given.data:
-        os.environ["REPRO_DATA"] = os.path.abspath(given.data)
-    if given.readme:
-        return write_readme()
-    return runner.run(
-        given.profile,
-        given.device,
-        only=given.only,
-        first=given.first,
-        full=given.full,
-        force=given.force,
-        list_only=given.list,
-    )
+    whole = "also all companions, and the notebooks that read them"
+    part.add_argument("--full", action="store_true", help=whole)
+    add("--force", action="store_true", help="also what is up to date")
+    add("--list", action="store_true", dest="list_only", help="print the plan and stop")
+    add("--readme", action="store_true", help="put the results into README.md and stop")
+    device = "auto takes a GPU if torch sees one (default: %(default)s)"
+    default = os.environ.get("REPRO_DEVICE") or "auto"
+    add("--device", choices=("auto", "cpu", "cuda"), default=default, help=device)
+    add("--data", metavar="DIR", help="folder of the raw data (default: data)")
+    given = vars(parser.parse_args(arguments))
+    _take_folder(given.pop("data"))
+    return write_readme() if given.pop("readme") else runner.main(**given)
 
 
-def fetch_data(arguments: list[str]) -> int:
+def _take_folder(data: str | None) -> None:
+    if data:  # as the caller means it, who may be in another folder than the script
+        folder = os.path.join(os.environ.get("REPRO_CALLER", ""), data)
+        os.environ["REPRO_DATA"] = os.path.abspath(folder)
+
+
+def fetch(arguments: list[str]) -> int:
     """Download the files of profiles, or some by name, and return the exit status."""
-    from repro.data import prepare, raw
-
-    real = [name for name, profile in PROFILES.items() if profile.source != "world"]
-    parser = argparse.ArgumentParser(
-        prog="run_all.sh fetch",
-        description="Download and check the files that a profile reads; what is there stays.",
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"a file, or of {', '.join(real)}")
-    parser.add_argument("--data", metavar="DIR", help="folder to put them in (default: data)")
-    parser.add_argument("--mirror", metavar="URL", default="", help="a folder that has the files")
-    parser.add_argument("--offline", action="store_true", help="only say what is missing")
-    parser.add_argument("--list", action="store_true", help="describe all files and stop")
+    parser = argparse.ArgumentParser(prog="run_all.sh fetch", description=FETCH)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help=f"a file, or of {', '.join(REAL)}")
+    add("--data", metavar="DIR", help="folder to put them in (default: data)")
+    add("--mirror", metavar="URL", default="", help="a folder that has the files")
+    add("--offline", action="store_true", help="only say what is missing")
+    add("--list", action="store_true", help="describe all files and stop")
     given = parser.parse_args(arguments)
-    if given.data:
-        os.environ["REPRO_DATA"] = os.path.abspath(given.data)
-    root = results.data_root()
+    _take_folder(given.data)
+    root = data_root()
     if given.list or not given.names:
         print(*(files.described(files.find(name, root)) for name in files.names()), sep="\n")
         return runner.DONE
-    chosen = {}
-    for name in given.names:
-        if name in real:
-            chosen |= {s.path.name: s for s in files.required(PROFILES[name], root)}
-        elif name in files.names():
-            chosen[name] = files.find(name, root)
-        else:
-            print(f"unknown {name!r}: choose of {', '.join([*real, *files.names()])}")
-            return runner.REFUSED
+    if unknown := [name for name in given.names if name not in (*REAL, *files.names())]:
+        print(f"unknown {unknown[0]!r}: choose of {', '.join([*REAL, *files.names()])}")
+        return runner.REFUSED
+    profiles = [PROFILES[name] for name in given.names if name in REAL]
+    wanted = [source for profile in profiles for source in files.required(profile, root)]
+    wanted += [files.find(name, root) for name in given.names if name not in REAL]
     status = runner.DONE
-    for name, source in chosen.items():
+    for source in dict.fromkeys(wanted):
         there = source.path.exists()
         try:
             if given.offline and not there:
                 raise files.FetchError(files.described(source))
-            print(f"{name}: {'there' if there else f'{source.size}, {source.licence}'}", flush=True)
+            about = "there" if there else f"{source.size}, {source.licence}"
+            print(f"{source.path.name}: {about}", flush=True)
             with runner.stoppable():
                 files.fetch(source, mirror=given.mirror)
         except (files.FetchError, OSError, ValueError) as error:
             print(error)
             status = runner.FAILED
         except KeyboardInterrupt:
-            print(f"\nInterrupted at {name}; the same command goes on")
+            print(f"\nInterrupted at {source.path.name}; the same command goes on")
             return runner.INTERRUPTED
-    for name in given.names:
-        if name not in real or files.missing(PROFILES[name], root):
-            continue
+    for profile in [profile for profile in profiles if not files.missing(profile, root)]:
         try:
-            print(f"{name}: reading it ...", flush=True)
-            print(prepare.check(PROFILES[name], root))
+            print(f"{profile.name}: reading it ...", flush=True)
+            print(prepare.check(profile, root))
         except (raw.BadInput, OSError) as error:
             print(error)
             status = runner.FAILED
@@ -120,18 +97,12 @@ def fetch_data(arguments: list[str]) -> int:
 
 def write_readme() -> int:
     """Bring the tables in README.md up to date with the results, and return the exit status."""
-
-    def table(profile: str, name: str) -> str:
-        return (results.results_root() / profile / "tables" / f"{name}.md").read_text("utf-8")
-
-    path = results.ROOT / "README.md"
+    path = ROOT / "README.md"
     try:
-        text = report.readme(path.read_text("utf-8"), table)
+        path.write_text(report.filled(path.read_text("utf-8"), ROOT), "utf-8")
     except (OSError, ValueError) as error:
         print(f"README.md stays as it is: {error}")
         return runner.REFUSED
-    with results.atomic(path) as file:
-        file.write(text.encode())
     return runner.DONE
 
 
@@ -142,3 +113,6 @@ if __name__ == "__main__":
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:  # before any work
         sys.exit(runner.INTERRUPTED)
+    except BrokenPipeError:  # `--list | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a program does that SIGPIPE ends

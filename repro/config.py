@@ -7,8 +7,12 @@ changes. ``ISMIR`` is Liang, Zhan and Ellis, ISMIR 2015; ``code`` is the authors
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
 
 
 def _setting(default, source: str):
@@ -96,25 +100,23 @@ class Profile:
     annotate: int = _setting(20, "ISMIR sec. 4.1: 20 tags a song")
     bootstrap: int = _setting(1000, "ours: resamples of the users")
 
+    def _of(self, names: str) -> dict:
+        return {name: getattr(self, name) for name in names.split()}
+
     @property
     def quantisation(self) -> dict:
         """The settings of :func:`repro.models.vq.histograms`."""
-        return {
-            "frames_per_item": self.frames_per_item,
-            "nearest": self.nearest_codewords,
-            "seed": self.seed,
-        }
+        return self._of("frames_per_item seed") | {"nearest": self.nearest_codewords}
 
     @property
     def network(self) -> dict:
         """The settings of :func:`repro.models.tagnet.train`."""
-        names = "hidden dropout learning_rate batch_size epochs scale_input seed"
-        return {name: getattr(self, name) for name in names.split()}
+        return self._of("hidden dropout learning_rate batch_size epochs scale_input seed")
 
     @property
     def factorisation(self) -> dict:
         """The settings of :func:`repro.models.wmf.fit` that all models share."""
-        return {name: getattr(self, name) for name in ("factors", "sweeps", "bias", "seed")}
+        return self._of("factors sweeps bias seed")
 
     def ridges(self, subset: str) -> dict[str, float]:
         """The paper's regularisation for ``"DEN"`` or ``"SPR"``."""
@@ -122,41 +124,43 @@ class Profile:
         names = "lambda_theta", "lambda_beta", "lambda_w"
         return {name: getattr(self, prefix + name) for name in names}
 
-    def derived(self) -> list[str]:
-        """The groups above in writing: with the fields, all that decides a profile's results."""
-        groups = self.quantisation, self.network, self.factorisation
-        return [repr(group) for group in (*groups, self.ridges("DEN"), self.ridges("SPR"))]
+    def decisive(self) -> str:
+        """Everything that decides the profile's results, in writing."""
+        ridges = self.ridges("DEN"), self.ridges("SPR")
+        return repr((self, self.quantisation, self.network, self.factorisation, *ridges))
 
     def table(self) -> list[dict]:
-        """Return one row a setting: its value here, the paper's, and the source of the latter."""
+        """Return one row per setting: its value here, the paper's, and the source of the latter."""
+        about = {f: f.metadata["source"] for f in fields(self) if "source" in f.metadata}
         return [
-            {
-                "setting": f.name,
-                "here": str(getattr(self, f.name)),
-                "paper": str(f.default),
-                "source": f.metadata["source"],
-            }
-            for f in fields(self)
-            if "source" in f.metadata
+            {"setting": f.name, "here": str(getattr(self, f.name)), "paper": str(f.default)}
+            | {"source": source}
+            for f, source in about.items()
         ]
 
 
 PAPER = Profile("paper", "msd", "Million Song Dataset, Taste Profile, last.fm tags")
 
-DEMO = replace(
+_SMALL = replace(  # what all collections smaller than the paper's have in common
     PAPER,
+    cold_fraction=0.10,  # 5% of a few songs would be fewer than Recall@200 ranks
+    cold_in_pretraining=False,
+    min_songs_per_tag=50,
+    test_min_tags=5,
+    scale_input=True,  # far fewer batches than the paper: see tagnet.train
+    tag_trials=3,
+    trials=10,
+)
+
+DEMO = replace(
+    _SMALL,
     name="demo",
     source="world",
     label="synthetic data",
     world=World(),
     companions=("seed1", "seed2", "seed3", "seed4", "artists", "lenient"),
-    cold_fraction=0.10,  # 5% of a small world would be fewer songs than Recall@200 ranks
     codebook_tracks=1_500,
-    min_songs_per_tag=50,
-    test_min_tags=5,
-    cold_in_pretraining=False,
     epochs=20,
-    scale_input=True,  # a hundred times fewer batches than the paper: see tagging.train
     tag_trials=2,
     trials=8,
 )
@@ -167,10 +171,8 @@ SMOKE = replace(
     label="synthetic data, smoke test",
     world=World(500, 400, 60, 6, 24, 30, 20.0),
     companions=("seed1", "lenient"),
-    min_songs_per_user=8,
-    min_users_per_song=8,
-    sparse_songs_per_user=8,
-    sparse_users_per_song=8,
+    **dict.fromkeys(("min_songs_per_user", "min_users_per_song"), 8),
+    **dict.fromkeys(("sparse_songs_per_user", "sparse_users_per_song"), 8),
     cold_fraction=0.20,
     codewords=64,
     codebook_tracks=100,
@@ -178,37 +180,33 @@ SMOKE = replace(
     test_min_tags=2,
     hidden=(64, 64, 64),
     learning_rate=0.05,
-    tag_trials=2,
     trials=3,
     factors=8,
     sweeps=4,
     bootstrap=100,
 )
 
+_DESCRIPTORS = replace(  # one vector per track in place of timbre frames
+    _SMALL,
+    content="descriptors",
+    codewords=128,  # by held-out tag loss among 64, 128, 256, 512; 27,000 tracks fill no 1,024
+    frames_per_item=1,  # the number of an artist's tracks would betray its popularity
+    nearest_codewords=16,  # by held-out tag loss among 1, 4, 8, 16, 32
+    standardise_frames=True,  # descriptors have units: dB, ms, beats per minute
+    epochs=12,  # of 3,000 artists; later ones raise the held-out loss
+)
+
 LASTFM = replace(
-    PAPER,
+    _DESCRIPTORS,
     name="lastfm",
     source="lastfm",
     label="HetRec Last.fm-2k, artist level",
     item="artist",
-    content="descriptors",
     companions=("seed1", "seed2", "seed3", "seed4", "eight", "whole", "lenient"),
-    min_songs_per_user=5,  # HetRec keeps about 49 top artists a user
+    min_songs_per_user=5,  # HetRec keeps about 49 top artists per user
     min_users_per_song=1,
-    sparse_songs_per_user=20,
     sparse_users_per_song=5,
-    cold_fraction=0.10,
-    codewords=128,  # by held-out tag loss among 64, 128, 256, 512; 27,000 tracks fill no 1,024
-    frames_per_item=1,  # the number of an artist's tracks would betray its popularity
-    nearest_codewords=16,  # by held-out tag loss among 1, 4, 8, 16, 32
-    standardise_frames=True,  # descriptors have units: dB, ms, beats a minute
     min_songs_per_tag=20,
-    test_min_tags=5,
-    cold_in_pretraining=False,
-    scale_input=True,
-    epochs=12,  # of 3,000 artists; later ones raise the held-out loss
-    tag_trials=3,
-    trials=10,
 )
 
 LASTFM_TIMBRE = replace(
@@ -220,7 +218,7 @@ LASTFM_TIMBRE = replace(
     min_songs_per_tag=5,
     test_min_tags=3,
     cold_fraction=0.20,
-    frames_per_item=None,  # one track an artist, all its frames
+    frames_per_item=None,  # one track per artist, all its frames
     nearest_codewords=1,
     epochs=50,  # of fewer than 200 tracks
     recall_at=(5, 10, 20, 40),  # of some fifty cold artists
@@ -228,47 +226,26 @@ LASTFM_TIMBRE = replace(
 )
 
 SUBSET = replace(
-    PAPER,
+    _SMALL,
     name="subset",
     source="subset",
     label="Million Song Dataset subset of 10,000 songs",
-    min_songs_per_user=10,  # some 4,000 of the songs are in the Taste Profile at all
+    # some 4,000 of the songs are in the Taste Profile at all
+    **dict.fromkeys(("min_songs_per_user", "sparse_songs_per_user"), 10),
     min_users_per_song=20,
-    sparse_songs_per_user=10,
     sparse_users_per_song=20,
-    cold_fraction=0.10,
     codebook_tracks=2_000,
-    min_songs_per_tag=50,
-    test_min_tags=5,
-    cold_in_pretraining=False,
-    scale_input=True,
-    tag_trials=3,
-    trials=10,
 )
 
 MSD_SPOTIFY = replace(
-    PAPER,
+    _DESCRIPTORS,
     name="msd-spotify",
     source="spotify",
     label="MSD tracks with Spotify descriptors",
-    content="descriptors",
     companions=("seed1", "artists", "lenient"),
-    cold_fraction=0.10,
-    codewords=128,  # as in lastfm: a track is one vector of descriptors
-    frames_per_item=1,
-    nearest_codewords=16,
-    standardise_frames=True,
-    min_songs_per_tag=50,
-    test_min_tags=5,
-    cold_in_pretraining=False,
-    scale_input=True,
-    epochs=12,
-    tag_trials=3,
-    trials=10,
 )
 
 PROFILES = {p.name: p for p in (DEMO, SMOKE, LASTFM, LASTFM_TIMBRE, SUBSET, MSD_SPOTIFY, PAPER)}
-
 VARIANTS = {
     "artists": {"cold_by_artist": True},
     "lenient": {"cold_in_pretraining": True},
@@ -299,3 +276,13 @@ def named(name: str) -> Profile:
         there = f"+seed1, +seed2, ..., +{', +'.join(VARIANTS)}"
         raise ValueError(f"unknown profile {name!r}: {base} alone or with one of {there}")
     return replace(profile, name=name, companions=(), **changes)
+
+
+def results_root() -> Path:
+    """Return the folder of all results: ``$REPRO_RESULTS``, else ``results`` in the repository."""
+    return Path(os.environ.get("REPRO_RESULTS") or ROOT / "results").absolute()
+
+
+def data_root() -> Path:
+    """Return the folder of the raw data: ``$REPRO_DATA``, else ``data`` in the repository."""
+    return Path(os.environ.get("REPRO_DATA") or ROOT / "data").absolute()
