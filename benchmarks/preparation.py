@@ -163,7 +163,7 @@ def write_tracks(tree: Path, n: int) -> Path:
 
 def run(options: Options, report: Report) -> None:
     """Measure; see the module."""
-    from repro.pipeline.run import data_root
+    from repro.config import data_root
 
     rows = report.tables["preparation"] = []
     sizes = SMALL if options.small else SIZES

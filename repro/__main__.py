@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from repro.config import PROFILES, ROOT, VARIANTS, data_root
-from repro.data import files, prepare, raw
+from repro.data import files
 from repro.pipeline import report, runner
 
 RUN = "Execute the notebooks in order; what is up to date is skipped."
@@ -38,18 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", choices=("auto", "cpu", "cuda"), default=default, help=device)
     add("--data", metavar="DIR", help="folder of the raw data (default: data)")
     given = vars(parser.parse_args(arguments))
-    _take_folder(given.pop("data"))
+    if data := given.pop("data"):
+        os.environ["REPRO_DATA"] = os.path.abspath(data)
     return write_readme() if given.pop("readme") else runner.main(**given)
-
-
-def _take_folder(data: str | None) -> None:
-    if data:  # as the caller means it, who may be in another folder than the script
-        folder = os.path.join(os.environ.get("REPRO_CALLER", ""), data)
-        os.environ["REPRO_DATA"] = os.path.abspath(folder)
 
 
 def fetch(arguments: list[str]) -> int:
     """Download the files of profiles, or some by name, and return the exit status."""
+    from repro.data import prepare, raw
+
     parser = argparse.ArgumentParser(prog="run_all.sh fetch", description=FETCH)
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"a file, or of {', '.join(REAL)}")
@@ -58,8 +56,7 @@ def fetch(arguments: list[str]) -> int:
     add("--offline", action="store_true", help="only say what is missing")
     add("--list", action="store_true", help="describe all files and stop")
     given = parser.parse_args(arguments)
-    _take_folder(given.data)
-    root = data_root()
+    root = Path(given.data).absolute() if given.data else data_root()
     if given.list or not given.names:
         print(*(files.described(files.find(name, root)) for name in files.names()), sep="\n")
         return runner.DONE
@@ -113,6 +110,3 @@ if __name__ == "__main__":
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:  # before any work
         sys.exit(runner.INTERRUPTED)
-    except BrokenPipeError:  # `--list | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # as a program does that SIGPIPE ends

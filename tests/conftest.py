@@ -33,5 +33,5 @@ def whole_run(tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPRO_RESULTS", str(root))
-        assert runner.run("smoke", full=True) == runner.DONE
+        assert runner.main("smoke", full=True) == runner.DONE
     return root

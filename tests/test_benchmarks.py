@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from repro.pipeline.run import ROOT
+from repro.config import ROOT
 
 
 def test_small_run_agrees(tmp_path):

@@ -5,8 +5,8 @@ import json
 import nbformat
 import pytest
 
+from repro.config import ROOT
 from repro.pipeline import runner
-from repro.pipeline.run import ROOT
 
 SUFFIXES = "", "+seed1", "+lenient"
 
@@ -21,7 +21,7 @@ def test_the_checks_print_what_the_notebook_stores(whole_run, name):
         return ["".join(o.get("text", "") for o in c.outputs) for c in cells]
 
     stored = checks(ROOT / "notebooks" / f"{name}.ipynb")
-    assert stored and stored == checks(whole_run / "smoke" / "notebooks" / f"{name}.ipynb")
+    assert stored and stored == checks(whole_run / "smoke" / name / f"{name}.ipynb")
 
 
 def test_every_companion_has_a_report(whole_run):
@@ -40,5 +40,5 @@ def test_the_page_of_results_leads_with_the_seeds(whole_run):
 
 def test_nothing_runs_twice(whole_run, monkeypatch, capsys):
     monkeypatch.setenv("REPRO_RESULTS", str(whole_run))
-    assert runner.run("smoke", full=True) == runner.DONE
+    assert runner.main("smoke", full=True) == runner.DONE
     assert "done:" not in capsys.readouterr().out

@@ -136,5 +136,5 @@ def test_results_that_cannot_be_written_are_refused(monkeypatch, tmp_path, capsy
 
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
-    assert runner.run("smoke", root=Path(in_the_way)) == runner.REFUSED
+    assert runner.main("smoke", root=Path(in_the_way)) == runner.REFUSED
     assert "cannot be written" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from repro.pipeline.run import ROOT
+from repro.config import ROOT
 from repro.pipeline.runner import check_parameters
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))

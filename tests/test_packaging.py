@@ -11,7 +11,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from repro.pipeline import report
-from repro.pipeline.run import ROOT
+from repro.config import ROOT
 
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn"}
 

@@ -15,8 +15,8 @@ import pytest
 from folders import in_the_form_of
 
 from repro import config
+from repro.config import ROOT
 from repro.data import prepare, synthetic
-from repro.pipeline import run as results
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +91,12 @@ def test_a_whole_run_on_files_in_its_form(name, tmp_path):
         tag_more(folder)
     command = [sys.executable, "-m", "repro", "--profile", name, "--data", str(folder)]
     environment = os.environ | {"REPRO_RESULTS": str(tmp_path / "results")}
-    subprocess.run(command, env=environment, cwd=results.ROOT, check=True)
-    made = json.loads((tmp_path / "results" / name / "manifest.json").read_text())
-    assert len(made["notebooks"]) == 6
-    table = pd.read_csv(tmp_path / "results" / name / "tables" / "out_of_matrix.csv", index_col=0)
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+    folder = tmp_path / "results" / name
+    assert len(json.loads((folder / "manifest.json").read_text())) == 6
+    tables = folder / "06_cold_start_evaluation" / "tables"
+    table = pd.read_csv(tables / "out_of_matrix.csv", index_col=0)
     print(table)
     recall = pd.to_numeric(table["R@40"].str.split().str[0], errors="coerce")  # some "not run"
     assert recall["CF + deep"] > 1.1 * recall["random"]
-    assert "synthetic data" in (tmp_path / "results" / name / "README.md").read_text()
+    assert "synthetic data" in (folder / "README.md").read_text()

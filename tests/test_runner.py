@@ -116,7 +116,7 @@ class Project:
     def run(self, profile="smoke", **options):
         """Run, and return the exit status and the notebooks that were executed."""
         self.trace.write_text("")
-        status = runner.run(profile, "cpu", notebooks=self.notebooks, root=self.root, **options)
+        status = runner.main(profile, "cpu", notebooks=self.notebooks, root=self.root, **options)
         return status, [name[:2] for name in self.trace.read_text().split()]
 
     def companions(self):
@@ -290,7 +290,7 @@ def test_kill_in_the_second_notebook_keeps_the_first(project, tmp_path):
     project.trace.write_text("")
     code = (
         "import sys; from pathlib import Path; from repro import runner;"
-        "runner.run('smoke', 'cpu', notebooks=Path(sys.argv[1]), root=Path(sys.argv[2]))"
+        "runner.main('smoke', 'cpu', notebooks=Path(sys.argv[1]), root=Path(sys.argv[2]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, project.notebooks, project.root], stdout=subprocess.DEVNULL

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from repro import kernels
-from repro.pipeline.run import ROOT
+from repro.config import ROOT
 
 NARROW = """
 import sys, pytest

@@ -33,7 +33,8 @@ from tabulate import tabulate
 from repro.config import ROOT, Profile, data_root, named, results_root
 from repro.data.files import write_atomically
 
-PACKAGES = "numpy scipy pandas polars h5py torch numba scikit-learn faiss-cpu nltk".split()
+PACKAGES = ("numpy", "scipy", "pandas", "polars", "h5py", "torch", "numba", "scikit-learn")
+PACKAGES += ("faiss-cpu", "nltk")
 RECORD = "artifacts/record.json"  # the last file that a finished notebook gets
 JOURNAL = "artifacts/journal.jsonl"  # what it is made from
 _NUMBER = re.compile(r"[*+−-]*\d|–$")  # what a cell with a number in it begins with
@@ -324,6 +325,15 @@ class Run(Store):
         path = self.folder / "checkpoints" / f"{quote(f'{name} {self.device}', safe='')}.pt"
         return Checkpoint(None if self.by_hand else path, every)
 
+    def trial(self, name, compute):  # until all callers have points
+        points = self.points("trials")
+        for one in points.todo([{"name": name}]):
+            points.add(one, compute())
+        return json.loads(json.dumps(points._rows[points._key({"name": name})]["result"]))
+
+    def part(self, name, compute):  # until all callers have checkpoints
+        return compute()
+
     def figure(self, fig, name: str, caption: str) -> None:
         """Save a figure as PNG and PDF with its provenance in a footer, show it, and close it."""
         import matplotlib.pyplot as plt
@@ -410,9 +420,9 @@ def _plain(value):
 def _refuse_another_checkout(notebook: str) -> None:
     """Refuse a notebook that lies in one copy of this project and has imported another's code."""
     here = Path.cwd()
-    if (here / f"{notebook}.ipynb").exists() and (here.parent / "repro").is_dir():
-        if not here.parent.samefile(ROOT):
-            raise ImportError(f"this notebook belongs to {here.parent}, its `repro` to {ROOT}")
+    in_a_copy = (here / f"{notebook}.ipynb").exists() and (here.parent / "repro").is_dir()
+    if in_a_copy and not here.parent.samefile(ROOT):
+        raise ImportError(f"this notebook belongs to {here.parent}, its `repro` to {ROOT}")
 
 
 def _pick_device(wanted: str | None) -> str:
