@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import importlib
 import os
 import re
@@ -357,9 +358,13 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def happens(fault, folder):
+@functools.cache
+def happens(number, folder):
     """Bring the fault about, see that what must follow does, and return it in words."""
+    fault = FAULTS[number]
     profile, write = PROFILES[fault.source]
+    folder = folder / str(number)
+    folder.mkdir()
     write(folder)
     if callable(fault.do):
         fault.do(folder)
@@ -377,9 +382,14 @@ def happens(fault, folder):
     return f"stops: `{ours.replace(f'{folder}/', '').replace(str(folder), 'the folder')}`"
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.file}: {fault.what}")
-def test_fault(fault, tmp_path):
-    assert happens(fault, tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.mark.parametrize("number", range(len(FAULTS)), ids=[f"{f.file}: {f.what}" for f in FAULTS])
+def test_fault(number, folder):
+    assert happens(number, folder)
 
 
 def marked():
@@ -393,12 +403,10 @@ def marked():
     return found
 
 
-def test_the_table_says_what_happens(tmp_path):
+def test_the_table_says_what_happens(folder):
     rows = ["## Files", "", "| file | fault | what happens |", "|---|---|---|"]
     for number, fault in enumerate(FAULTS):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        follows = happens(fault, folder).replace("|", "&#124;")
+        follows = happens(number, folder).replace("|", "&#124;")
         rows.append(f"| `{fault.file}` | {fault.what} | {follows} |")
     rows += [
         "",

@@ -37,15 +37,8 @@ class BadInput(ValueError):
 def triplets(path: Path) -> pl.DataFrame:
     """Read ``user <TAB> song <TAB> count`` lines, plain or zipped; a count is a positive integer.
 
-    Returns
-    -------
-    DataFrame
-        ``user``, ``song`` (categories: 48 million pairs then take 12 bytes each), ``count``.
-
-    Raises
-    ------
-    BadInput
-        Naming the file and the first line that is anything else.
+    The columns are ``user``, ``song`` (categories: 48 million pairs then take 12 bytes each) and
+    ``count``. BadInput names the file and the first line that is anything else.
     """
     return _pairs(path, ("user", "song", "count"), "\t", header=False)
 
@@ -84,9 +77,8 @@ def _pairs(path: Path, names: tuple[str, ...], separator: str, header: bool) -> 
         raise
     except _BROKEN as error:
         raise BadInput(f"{path}: broken, cut short or not there; {error}") from error
-    _name_line(
-        path, names, separator, header, '"?' if quoted else ""
-    )  # polars does not tell the line
+    # polars does not tell the line
+    _name_line(path, names, separator, header, '"?' if quoted else "")
     said = told.replace("\t", " <TAB> ")
     raise BadInput(f"{path}: expected lines of {said}, found none")
 
@@ -123,10 +115,7 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
     encoding : str
         What cannot be decoded is replaced: a name more or less stops nobody.
 
-    Raises
-    ------
-    BadInput
-        Naming the file and, where there is one, line and column.
+    BadInput names the file and, where there is one, line and column.
     """
     where = f"{path}: {member}" if member else f"{path}"
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if member else {}
@@ -150,9 +139,8 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
         raise BadInput(f"{where}: broken, cut short or not there; {error}") from error
     if not found:
         raise BadInput(f"{where}: expected columns {', '.join(columns)}, and at least one row")
-    frame = pl.DataFrame(
-        found, {"line": pl.Int64} | dict.fromkeys(columns, pl.String), orient="row"
-    )
+    texts = {"line": pl.Int64} | dict.fromkeys(columns, pl.String)
+    frame = pl.DataFrame(found, texts, orient="row")
     for name, kind in columns.items():
         text = values = frame[name]
         if kind != pl.String:
@@ -170,13 +158,7 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
 
 
 def lines(path: Path, empty: bool = True) -> list[str]:
-    """Read one id a line.
-
-    Raises
-    ------
-    BadInput
-        When there is none, unless the list may be ``empty``.
-    """
+    """Read one id per line; BadInput when there is none, unless the list may be ``empty``."""
     found = path.read_text(encoding="utf8", errors="replace").replace('"', " ").split()
     if not (found or empty):
         raise BadInput(f"{path}: expected one id a line, found none")
@@ -184,17 +166,14 @@ def lines(path: Path, empty: bool = True) -> list[str]:
 
 
 def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
-    """Return what an SQL query finds in an SQLite file, opened for reading alone.
+    """Return the rows of an SQL query, its columns of the given polars types, or raise BadInput.
 
-    Parameters
-    ----------
-    kinds : dict of str to polars type
-        Of the columns. Text that is not UTF-8 is read with replacements.
+    The file is opened for reading alone, without a lock. Text that is not UTF-8 is read with
+    replacements.
     """
+    address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     try:
-        with closing(
-            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
-        ) as database:
+        with closing(sqlite3.connect(address, uri=True)) as database:
             database.text_factory = lambda raw: raw.decode("utf8", "replace")
             found = pl.read_database(sql, database, schema_overrides=kinds)
     except (sqlite3.Error, pl.exceptions.PolarsError) as error:
@@ -215,12 +194,8 @@ def place(tree: Path, track: str) -> Path:
 def timbre(tree: Path, track: str, ahead: str = "") -> np.ndarray:
     """Return the frames of a track, float32, shape (frames, 12).
 
-    The track that will be asked for next, where it is known, is read ahead.
-
-    Raises
-    ------
-    BadInput
-        When the file is absent or broken, or holds anything else.
+    The track that will be asked for next, where it is known, is read ahead. BadInput is raised when
+    the file is absent or broken, or holds anything else.
     """
     path = place(tree, track)
     wanted = f"analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"
