@@ -34,7 +34,7 @@ def operations() -> float:
 
 def ours(n, batch=100, device="cpu"):
     """``repro.models.tagnet.train``, an epoch a turn after the first, which is not counted."""
-    from repro.models import tagnet as tagging
+    from repro.models import tagnet
 
     x, tags = data(n)
     while True:
@@ -46,7 +46,7 @@ def ours(n, batch=100, device="cpu"):
                 yield number
             stamps.append(time.perf_counter())
 
-        _, curve = tagging.train(
+        _, curve = tagnet.train(
             x, tags, hidden=WIDTHS[1:-1], batch_size=batch, epochs=2, device=device, progress=epochs
         )
         losses = curve["training"].tolist()

@@ -13,8 +13,7 @@ import scipy.sparse as sp
 
 from repro import tuning
 from repro.evaluation import metrics
-from repro.models import tagnet as tagging
-from repro.models import vq, wmf
+from repro.models import tagnet, vq, wmf
 from repro.systems import SYSTEMS, Fitted, Split, Tagged, load_split, train_network
 
 OURS = "CF + shallow", "CF + deep"
@@ -102,8 +101,8 @@ class Study:
         """
 
         def judge(net, songs):
-            logits = tagging.predict(net, songs.histograms)
-            return tagging.summary(tagging.per_tag(logits, songs.tags, songs.profile.annotate))
+            logits = tagnet.predict(net, songs.histograms)
+            return tagnet.summary(tagnet.per_tag(logits, songs.tags, songs.profile.annotate))
 
         def compute():
             nets = [train_network(self.taught, learning_rate=rate, **settings)[0] for rate in rates]
@@ -114,7 +113,7 @@ class Study:
             best = int(np.argmax(heard))
             scores = judge(nets[best], self.judged)
             h = [
-                tagging.hidden_layer(nets[best], x, layer)
+                tagnet.hidden_layer(nets[best], x, layer)
                 for x in (self.split.content["shallow"], self.split.cold["shallow"])
             ]
             found = {"learning rate": rates[best], "AROC": scores["AROC"], "MAP": scores["MAP"]}
@@ -154,7 +153,7 @@ class Study:
             )
             songs = replace(self.taught, histograms=taught)
             net, _ = train_network(songs, learning_rate=self.teach.learning_rate)
-            h = [tagging.hidden_layer(net, x) for x in (items, cold)]
+            h = [tagnet.hidden_layer(net, x) for x in (items, cold)]
             return _beside(
                 self._cold("CF + shallow", self._with("shallow", items, cold)),
                 self._cold("CF + deep", self._with("deep", *h)),

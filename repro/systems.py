@@ -20,8 +20,7 @@ from sklearn.preprocessing import normalize
 
 from repro.config import Profile
 from repro.evaluation import metrics
-from repro.models import poisson, regression, vq, wmf
-from repro.models import tagnet as tagging
+from repro.models import poisson, regression, tagnet, vq, wmf
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,18 +362,18 @@ class Tagged:
 def train_network(taught: Tagged, **settings):
     """Train the profile's tag network, but for ``settings``; see :func:`repro.models.tagnet.train`."""
     settings = taught.profile.network | {"device": taught.device} | settings
-    return tagging.train(taught.histograms, taught.tags, **settings)
+    return tagnet.train(taught.histograms, taught.tags, **settings)
 
 
 def _network(taught: Tagged, **settings) -> Callable[[Tagged], np.ndarray]:
     if taught.checkpoint is not None:
         settings = settings | {"checkpoint": taught.checkpoint(f"trial {settings}")}
     net, _ = train_network(taught, **settings)
-    return lambda songs: tagging.predict(net, songs.histograms)
+    return lambda songs: tagnet.predict(net, songs.histograms)
 
 
 def _logistic(taught: Tagged, penalty: float) -> Callable[[Tagged], np.ndarray]:
-    model = tagging.logistic(taught.histograms, taught.tags, penalty)
+    model = tagnet.logistic(taught.histograms, taught.tags, penalty)
     return lambda songs: model(songs.histograms)
 
 

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from scipy.stats import qmc
 
 from repro.evaluation import metrics
-from repro.models import tagnet as tagging
+from repro.models import tagnet
 from repro.systems import SYSTEMS, TAGGERS, Between, Split, Tagged
 
 
@@ -121,7 +121,7 @@ def search_tags(
 
     def run(settings):
         logits = tagger.fit(taught, **settings)(watched)
-        scores = tagging.summary(tagging.per_tag(logits, watched.tags, profile.annotate))
+        scores = tagnet.summary(tagnet.per_tag(logits, watched.tags, profile.annotate))
         return {"AROC": float(scores["AROC"]), "MAP": float(scores["MAP"])}
 
     tried = draws(tagger.space, profile.tag_trials, profile.seed)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "repro"
 MODULES = sorted(PACKAGE.glob("*.py"))
-ALGORITHMS = {"vq", "tagging", "als", "wmf", "poisson", "regression", "metrics", "splits"}
+ALGORITHMS = {"vq", "tagnet", "als", "wmf", "poisson", "regression", "metrics", "splits"}
 MACHINERY = ["results", "runner", "report", "config", "synthetic"]
 MACHINERY += ["sources", "readers", "datasets", "fetch"]
 SURROUNDINGS = {

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from repro.models import tagnet as tagging
+from repro.models import tagnet
 from repro.models import wmf
 
 TOLERANCE = 1e-3
@@ -52,9 +52,9 @@ def test_tag_network(threads, n, device):
     def logits(n, device):
         threads(n)
         # A GPU draws other dropout masks.
-        net, _ = tagging.train(
+        net, _ = tagnet.train(
             histograms, tags, hidden=(300, 300), dropout=0.0, epochs=3, device=device
         )
-        return tagging.predict(net, histograms)
+        return tagnet.predict(net, histograms)
 
     assert apart(logits(n, device), logits(1, "cpu")) < TOLERANCE

@@ -47,7 +47,7 @@ def test_the_lock_is_complete_and_within_the_ranges(required):
 
 def test_everything_imported_is_required(required):
     own = {"repro", "IPython", "nbclient", "pytest"}  # IPython and nbclient come with jupyterlab
-    names = {"sklearn": "scikit-learn"}
+    names = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
     found = set()
     for path in (ROOT / "repro").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -8,8 +8,7 @@ import pytest
 from repro import config
 from repro.data import prepare, splits, synthetic
 from repro.evaluation import metrics
-from repro.models import tagnet as tagging
-from repro.models import vq, wmf
+from repro.models import tagnet, vq, wmf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROFILE = config.SMOKE
@@ -41,7 +40,7 @@ def world(tmp_path_factory):
     book = vq.learn_codebook(frames, p.codewords, p.codebook_passes, p.seed)
     shallow = vq.l1_normalise(vq.histograms(read, tracks, book))
     tagged = vq.l1_normalise(vq.histograms(read, data.tag_tracks[teach], book))
-    net, _ = tagging.train(
+    net, _ = tagnet.train(
         tagged, data.tags[teach], hidden=p.hidden, dropout=p.dropout, epochs=p.epochs,
         learning_rate=p.learning_rate, batch_size=p.batch_size, scale_input=p.scale_input,
         seed=p.seed,
@@ -53,7 +52,7 @@ def world(tmp_path_factory):
         cold=cold,
         bag_size=np.array([len(read(track)) for track in tracks]),
         shallow=shallow,
-        deep=tagging.hidden_layer(net, shallow),
+        deep=tagnet.hidden_layer(net, shallow),
     )
 
 

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from repro import config, systems, tuning
 from repro.evaluation import metrics
-from repro.models import tagnet as tagging
+from repro.models import tagnet
 from repro.pipeline.run import Run
 from repro.systems import SYSTEMS, TAGGERS
 
@@ -188,4 +188,4 @@ def test_every_tagger_hears_the_styles(name, songs):
     assert logits.shape == (100, 9) and np.isfinite(logits).all()
     assert np.array_equal(logits, tagger.fit(taught, **start)(asked))
     if name != "NNet, authors' variant":  # its small weights need far more epochs
-        assert tagging.per_tag(logits, asked.tags, 3)["AROC"].mean() > 0.8
+        assert tagnet.per_tag(logits, asked.tags, 3)["AROC"].mean() > 0.8

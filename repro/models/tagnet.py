@@ -22,7 +22,7 @@ _OPTIMISERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "sgd": 
 
 
 class TagNetwork(nn.Module):
-    """Fully connected ReLU layers with dropout, and one logistic output a tag (ISMIR sec. 3.1).
+    """Fully connected ReLU layers with dropout, and one logistic output per tag (ISMIR sec. 3.1).
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class TagNetwork(nn.Module):
                 nn.init.normal_(layer.bias, std=0.01)
                 continue
             # Kaiming: with the authors' N(0, 0.01) the signal of an l1-normalised histogram fades
-            # by a factor of some four a layer, and training starts from a plateau.
+            # by a factor of some four per layer, and training starts from a plateau.
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
@@ -65,19 +65,24 @@ class TagNetwork(nn.Module):
             x = F.relu(layer(x))
             if self.training and self.dropout:
                 # The authors mask before the ReLU, which is the same: relu(m a) = m relu(a).
-                kept = _kept(x[:1] if self.authors else x, self.dropout)
-                x = x * (kept / (1 - self.dropout))
+                mask = dropout_mask(x[:1] if self.authors else x, self.dropout)
+                x = x * (mask / (1 - self.dropout))
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits f, n x tags."""
         return self.output(self.hidden(x))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all weights by name, to be saved; :func:`restore` brings the network back."""
+        state = self.state_dict()
+        return {name.replace(".", "_"): x.cpu().numpy() for name, x in state.items()}
 
-def _kept(x: torch.Tensor, dropout: float) -> torch.Tensor:
+
+def dropout_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
     """Return True with probability 1 - ``dropout`` for every element of ``x``.
 
-    Sixteen random bits an element; PyTorch's own dropout draws ten times as long on a CPU, which
+    Sixteen random bits per element; PyTorch's own dropout draws ten times as long on a CPU, which
     a batch of 100 feels.
     """
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
@@ -139,7 +144,7 @@ def train(
     -------
     TagNetwork, in evaluation mode
     DataFrame
-        One row an epoch: ``epoch``, ``training`` (mean loss of its batches, with dropout) and
+        One row per epoch: ``epoch``, ``training`` (mean loss of its batches, with dropout) and
         ``held out`` (loss of ``watch``, without).
     """
     if len(histograms) != tags.shape[0]:
@@ -153,22 +158,39 @@ def train(
     settings = {"lr": learning_rate, "fused": device == "cpu"}
     if authors and optimiser == "adagrad":
         settings["eps"] = 1e-8  # beside the root, as theirs
-    stepper = _OPTIMISERS[optimiser](net.parameters(), **settings)
+    method = _OPTIMISERS[optimiser](net.parameters(), **settings)
     x = torch.from_numpy(np.ascontiguousarray(histograms, dtype=np.float32))
     y = torch.from_numpy(tags.astype(bool).toarray())
     rng = np.random.default_rng(seed)
     curve = []
+
+    def state():
+        return {
+            "network": net.state_dict(),
+            "optimiser": method.state_dict(),
+            "curve": curve,
+            "order": json.dumps(rng.bit_generator.state),
+            "dropout": torch.get_rng_state(),
+            "dropout on the GPU": torch.cuda.get_rng_state_all() if device != "cpu" else [],
+        }
+
     if checkpoint is not None and (kept := checkpoint.load()) is not None:
-        curve = _restore(kept, net, stepper, rng)
+        net.load_state_dict(kept["network"])
+        method.load_state_dict(kept["optimiser"])
+        curve = kept["curve"]
+        rng.bit_generator.state = json.loads(kept["order"])
+        torch.set_rng_state(kept["dropout"])
+        if device != "cpu":
+            torch.cuda.set_rng_state_all(kept["dropout on the GPU"])
     for epoch in progress(range(len(curve) + 1, epochs + 1)):
         net.train()
         losses = []
         order = np.arange(len(x)) if authors else rng.permutation(len(x))
         for batch in np.split(order, np.arange(batch_size, len(order), batch_size)):
             loss = tag_loss(net(x[batch].to(device)), y[batch].to(device, torch.float32))
-            stepper.zero_grad()
+            method.zero_grad()
             loss.backward()
-            stepper.step()
+            method.step()
             losses.append(loss.detach())
         row = {"epoch": epoch, "training": float(torch.stack(losses).mean(dtype=torch.float64))}
         if watch is not None:
@@ -177,38 +199,19 @@ def train(
             row["held out"] = float(tag_loss(torch.from_numpy(logits), truth))
         curve.append(row)
         if checkpoint is not None:
-            checkpoint.save(partial(_state, net, stepper, rng, curve))
+            checkpoint.save(state)
     return net.eval(), pd.DataFrame(curve)
 
 
-def _state(net: TagNetwork, stepper, rng: np.random.Generator, curve: list) -> dict:
-    """Return as arrays all that decides how the training goes on."""
-    found = {"curve": json.dumps(curve), "order": json.dumps(rng.bit_generator.state)}
-    found["dropout"] = torch.get_rng_state().numpy()
-    if net.output.weight.is_cuda:
-        found["dropout on the GPU"] = torch.cuda.get_rng_state().numpy()
-    for number, weights in enumerate(net.parameters()):
-        found[f"weights {number}"] = weights.detach().cpu().numpy()
-        for name, value in stepper.state[weights].items():
-            found[f"{name} {number}"] = value.cpu().numpy()
-    return found
-
-
-def _restore(kept: dict, net: TagNetwork, stepper, rng: np.random.Generator) -> list:
-    """Set everything to what :func:`_state` found, and return the curve so far."""
-    rng.bit_generator.state = json.loads(kept.pop("order"))
-    torch.set_rng_state(torch.from_numpy(kept.pop("dropout")))
-    if "dropout on the GPU" in kept:
-        torch.cuda.set_rng_state(torch.from_numpy(kept.pop("dropout on the GPU")))
-    curve = json.loads(kept.pop("curve"))
-    state = stepper.state_dict()
-    for number, weights in enumerate(net.parameters()):
-        weights.data.copy_(torch.from_numpy(kept.pop(f"weights {number}")))
-    for name, value in kept.items():
-        what, number = name.rsplit(" ", 1)
-        state["state"].setdefault(int(number), {})[what] = torch.as_tensor(value)
-    stepper.load_state_dict(state)
-    return curve
+def restore(arrays: dict) -> TagNetwork:
+    """Return the network whose :meth:`TagNetwork.arrays` these are, in evaluation mode."""
+    state = {name.replace("_", "."): torch.as_tensor(x) for name, x in arrays.items()}
+    depth = sum(name.startswith("layers") for name in state) // 2
+    shapes = [state[f"layers.{n}.weight"].shape for n in range(depth)]
+    shapes.append(state["output.weight"].shape)
+    net = TagNetwork(shapes[0][1], [units for units, _ in shapes[:-1]], shapes[-1][0], dropout=0.0)
+    net.load_state_dict(state)
+    return net.eval()
 
 
 @torch.no_grad()
@@ -275,7 +278,7 @@ def logistic(
 def per_tag(logits: np.ndarray, tags: sp.csr_matrix, annotate: int = 20, correction=1.25):
     """Return annotation and retrieval scores of every tag, by the authors' protocol.
 
-    Each song is given its ``annotate`` best tags by probability less ``correction`` times the
+    Each song is given its ``annotate`` best tags by probability minus ``correction`` times the
     tag's mean probability over the songs. AROC and average precision rank songs within a tag.
 
     Returns

@@ -277,13 +277,13 @@ def fit(
     done = 0
     if checkpoint is not None and (kept := checkpoint.load()) is not None:
         done, history = int(kept["sweep"]), json.loads(kept["history"])
-        theta, beta = (torch.from_numpy(kept[name]).to(device) for name in ("theta", "beta"))
-        w = None if w is None else torch.from_numpy(kept["w"]).to(device)
+        theta, beta = (torch.as_tensor(kept[name]).to(device) for name in ("theta", "beta"))
+        w = None if w is None else torch.as_tensor(kept["w"]).to(device)
 
     def state(sweep):
         found = {"sweep": sweep, "history": json.dumps(history)}
-        found |= {"theta": theta.cpu().numpy(), "beta": beta.cpu().numpy()}
-        return found if w is None else found | {"w": w.cpu().numpy()}
+        found |= {"theta": theta.cpu(), "beta": beta.cpu()}
+        return found if w is None else found | {"w": w.cpu()}
 
     for sweep in range(done + 1, sweeps + 1):
         mean = None if prior is None else prior.mean(w)
