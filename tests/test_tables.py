@@ -35,7 +35,7 @@ def closed_figures():
 
 
 def test_ranking_has_the_papers_number_in_a_column(systems):
-    table = tables.ranking(systems, tables.DEN_OUT_OF_MATRIX[["R@40", "NDCG"]], 50, 0)
+    table = tables.ranking(systems, tables.PRINTED["out-of-matrix"][["R@40", "NDCG"]], 50, 0)
     rows = table.set_index(["system", "metric"])
     assert list(table) == ["system", "metric", "mean", "low", "high", "users", "paper"]
     for name in ("CF + shallow", "CF + deep"):
@@ -50,7 +50,7 @@ def test_ranking_has_the_papers_number_in_a_column(systems):
 
 
 def test_typeset_ranking_puts_the_paper_below_and_the_best_in_bold(systems):
-    ranked = tables.ranking(systems, tables.DEN_OUT_OF_MATRIX[["R@40", "NDCG"]], 50, 0)
+    ranked = tables.ranking(systems, tables.PRINTED["out-of-matrix"][["R@40", "NDCG"]], 50, 0)
     shown = tables.typeset(ranked)
     assert list(shown) == ["R@40", "R@80", "NDCG", "NDCG (code)", "MAP", "users"]
     mean, half = re.fullmatch(r"\*\*(\S+)\s±(\S+)\*\*", shown.loc["CF + deep", "NDCG"]).groups()
@@ -213,7 +213,7 @@ def test_seeds_are_averaged_and_differences_paired():
 
 
 def test_chance_is_the_unit_that_compares_data_sets(systems):
-    ranked = tables.ranking(systems, tables.DEN_OUT_OF_MATRIX[["R@40"]], 50, 0)
+    ranked = tables.ranking(systems, tables.PRINTED["out-of-matrix"][["R@40"]], 50, 0)
     rows = tables.add_chance(ranked, "R@40", 0.05).set_index(["system", "metric"])
     times, recall = (rows.loc[("CF + deep", name)] for name in ("times chance", "R@40"))
     ours = ["mean", "low", "high"]

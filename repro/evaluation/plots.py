@@ -72,9 +72,8 @@ def activity_and_popularity(subsets: dict, item: str) -> Figure:
     """Draw how many users (items) have at least so many items (users), for each subset's plays."""
     fig, axes = _panels(2)
     for (name, plays), line in zip(subsets.items(), ("-", "--", ":"), strict=False):
-        for ax, axis in zip(axes, (1, 0), strict=True):
-            counts = np.sort(np.diff(plays.tocsr().indptr if axis else plays.tocsc().indptr))
-            counts = counts[counts > 0]
+        for ax, counts in zip(axes, (plays.getnnz(axis=1), plays.getnnz(axis=0)), strict=True):
+            counts = np.sort(counts[counts > 0])
             ax.loglog(counts, np.arange(len(counts), 0, -1), line, label=name, drawstyle="steps")
     axes[0].set(xlabel=f"{item}s played, at least", ylabel="users", title="activity")
     axes[1].set(xlabel="listeners, at least", ylabel=f"{item}s", title="popularity")
@@ -102,33 +101,30 @@ def codebook(centres: np.ndarray, usage: np.ndarray, labels) -> Figure:
 
 def example_histograms(histograms: np.ndarray, names) -> Figure:
     """Draw the l1-normalised histogram of a few tracks."""
-    fig, axes = plt.subplots(
-        len(names),
-        1,
-        figsize=(7, 0.95 * len(names)),
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    axes = axes[:, 0]
-    for ax, histogram, name in zip(axes, histograms, names, strict=True):
+    size = (7, 0.95 * len(names))
+    fig, axes = plt.subplots(len(names), figsize=size, sharex=True, squeeze=False)
+    fig.set_layout_engine("constrained")
+    for ax, histogram, name in zip(axes[:, 0], histograms, names, strict=True):
         used = np.flatnonzero(histogram)
         ax.vlines(used, 0, histogram[used], color="0.3", lw=0.8)
-        ax.set_title(f"{name}  ({len(used)} codewords)", loc="left", fontsize=7)
+        title = f"{name}  ({len(used)} codewords)".replace("$", r"\$")
+        ax.set_title(title, loc="left", fontsize=7)
         ax.set_ylim(0)
         ax.locator_params(axis="y", nbins=2)
-    axes[-1].set(xlabel="codeword", xlim=(-5, histograms.shape[1] + 5))
+    axes[-1, 0].set(xlabel="codeword", xlim=(-5, histograms.shape[1] + 5))
     fig.supylabel("share of frames", fontsize=8)
     return fig
 
 
 def learning_curve(curve: pd.DataFrame, floor: float) -> Figure:
-    """Draw the tag loss of every epoch beside that of predicting each tag's frequency."""
+    """Draw the tag loss of every epoch, and that of predicting each tag's frequency."""
     fig, ax = _panels(1, width=4.6)
     ax.plot(curve["epoch"], curve["training"], "o-", ms=3, label="training, with dropout")
     ax.plot(curve["epoch"], curve["held out"], "s-", ms=3, label="held out")
     ax.axhline(floor, color="0.5", ls="--", label="tag frequencies alone")
     ax.set(xlabel="epoch", ylabel="loss per song and tag (nats)", yscale="log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("{x:g}")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     return fig
@@ -172,6 +168,8 @@ def convergence(histories: dict, metric: str = "NDCG") -> Figure:
     left.set(xlabel="sweep", ylabel="objective (lower is better)")
     _lines(right, history.dropna(subset=[metric]), "sweep", metric)
     right.set(xlabel="sweep", ylabel=f"validation {metric}")
+    for ax in (left, right):
+        ax.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=7)
     return fig
 
@@ -250,7 +248,9 @@ def map_of(factors, names, labels, listeners, seed: int, named: int = 40) -> Fig
     for label, tint in [("", "0.8"), *zip(shown, _PALETTE, strict=False)]:
         own = np.asarray(labels) == label
         ax.scatter(*place[own].T, s=14, lw=0, color=tint, label=label or None)
-    fig.canvas.draw()
+    ax.set(xticks=[], yticks=[])
+    _legend_outside(ax, title="tag")
+    fig.canvas.draw()  # names are compared where they will stand
     covered = []
     for i in np.argsort(-np.asarray(listeners), kind="stable")[:named]:
         name = str(names[i])[:32].replace("$", r"\$")
@@ -260,8 +260,6 @@ def map_of(factors, names, labels, listeners, seed: int, named: int = 40) -> Fig
             text.remove()
         else:
             covered.append(box)
-    ax.set(xticks=[], yticks=[])
-    _legend_outside(ax, title="tag")
     return fig
 
 
@@ -319,5 +317,6 @@ def intervals(frame: pd.DataFrame, xlabel: str) -> Figure:
         ends = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
         ax.errorbar(row["mean"], [name], xerr=ends, fmt="o", ms=5, elinewidth=2, color=colour(name))
     ax.set(xlabel=xlabel, ylim=(len(frame) - 0.4, -0.6))
+    ax.locator_params(axis="x", nbins=6)
     ax.grid(axis="y", visible=False)
     return fig

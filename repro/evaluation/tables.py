@@ -5,6 +5,7 @@ A frame goes to its CSV as it is. :func:`typeset` alone makes text of numbers.
 
 from __future__ import annotations
 
+from io import StringIO
 from itertools import product
 from typing import NamedTuple
 
@@ -16,43 +17,37 @@ from repro.evaluation.metrics import bootstrap
 
 # --- what the paper printed (ISMIR 2015, Tables 1 to 4) ------------------------------------------
 
-_TAGGING = ["Prec", "Recall", "F", "AROC", "MAP"]
-_RANKING = ["R@40", "R@80", "R@120", "R@160", "R@200", "NDCG"]
+_RANKING = """
+where, system, R@40, R@80, R@120, R@160, R@200, NDCG
+DEN in-matrix, PMF,          0.1021, 0.1533, 0.1908, 0.2206, 0.2456, 0.2419
+DEN in-matrix, CTPF,         0.1031, 0.1511, 0.1861, 0.2138, 0.2370, 0.2395
+DEN in-matrix, WMF,          0.1722, 0.2367, 0.2803, 0.3133, 0.3397, 0.2881
+DEN in-matrix, CF + shallow, 0.1724, 0.2368, 0.2803, 0.3131, 0.3396, 0.2883
+DEN in-matrix, CF + deep,    0.1722, 0.2365, 0.2800, 0.3129, 0.3394, 0.2882
+SPR in-matrix, WMF,          0.1137, 0.1286, 0.1378, 0.1449, 0.1505, 0.1415
+SPR in-matrix, CF + shallow, 0.1138, 0.1286, 0.1377, 0.1449, 0.1504, 0.1416
+SPR in-matrix, CF + deep,    0.1140, 0.1289, 0.1378, 0.1451, 0.1507, 0.1417
+out-of-matrix, CTPF,         0.0256, 0.0700, 0.1440, 0.1869, 0.2086, 0.1271
+out-of-matrix, CF + shallow, 0.0503, 0.0894, 0.1218, 0.1514, 0.1778, 0.1429
+out-of-matrix, CF + deep,    0.0910, 0.1461, 0.1881, 0.2241, 0.2550, 0.1605
+"""
+_TAGGING = """
+system, Prec, Recall, F, AROC, MAP
+SPMF, 0.127, 0.146, 0.136, 0.712, 0.120
+NNet, 0.184, 0.207, 0.195, 0.781, 0.178
+"""
 
-TAGGING = pd.DataFrame.from_dict(
-    {"SPMF": [0.127, 0.146, 0.136, 0.712, 0.120], "NNet": [0.184, 0.207, 0.195, 0.781, 0.178]},
-    orient="index",
-    columns=_TAGGING,
-)
-DEN_IN_MATRIX = pd.DataFrame.from_dict(
-    {
-        "PMF": [0.1021, 0.1533, 0.1908, 0.2206, 0.2456, 0.2419],
-        "CTPF": [0.1031, 0.1511, 0.1861, 0.2138, 0.2370, 0.2395],
-        "WMF": [0.1722, 0.2367, 0.2803, 0.3133, 0.3397, 0.2881],
-        "CF + shallow": [0.1724, 0.2368, 0.2803, 0.3131, 0.3396, 0.2883],
-        "CF + deep": [0.1722, 0.2365, 0.2800, 0.3129, 0.3394, 0.2882],
-    },
-    orient="index",
-    columns=_RANKING,
-)
-DEN_OUT_OF_MATRIX = pd.DataFrame.from_dict(
-    {
-        "CTPF": [0.0256, 0.0700, 0.1440, 0.1869, 0.2086, 0.1271],
-        "CF + shallow": [0.0503, 0.0894, 0.1218, 0.1514, 0.1778, 0.1429],
-        "CF + deep": [0.0910, 0.1461, 0.1881, 0.2241, 0.2550, 0.1605],
-    },
-    orient="index",
-    columns=_RANKING,
-)
-SPR_IN_MATRIX = pd.DataFrame.from_dict(
-    {
-        "WMF": [0.1137, 0.1286, 0.1378, 0.1449, 0.1505, 0.1415],
-        "CF + shallow": [0.1138, 0.1286, 0.1377, 0.1449, 0.1504, 0.1416],
-        "CF + deep": [0.1140, 0.1289, 0.1378, 0.1451, 0.1507, 0.1417],
-    },
-    orient="index",
-    columns=_RANKING,
-)
+
+def _read(text: str, index: list[str]) -> pd.DataFrame:
+    return pd.read_csv(StringIO(text), skipinitialspace=True).set_index(index)
+
+
+PRINTED = {"tagging": _read(_TAGGING, ["system"])}
+PRINTED |= {
+    str(where): rows.droplevel("where")
+    for where, rows in _read(_RANKING, ["where", "system"]).groupby("where", sort=False)
+}
+CHANCE = 40 / 4871  # of Recall@40 among the paper's out-of-matrix songs
 SIZES = pd.DataFrame(
     {"users": [613_682, 564_437], "songs": [97_414, 260_345], "pairs": [38_226_302, pd.NA]}
     | {"density": [0.00064, 0.00002]},
@@ -63,13 +58,6 @@ PAIRS = pd.DataFrame(
     | {"test": [7_260_837, 410_081]},
     index=["DEN", "SPR"],
 )
-CHANCE = 40 / 4871  # of Recall@40 among the paper's out-of-matrix songs
-PRINTED = {
-    "tagging": TAGGING,
-    "DEN in-matrix": DEN_IN_MATRIX,
-    "SPR in-matrix": SPR_IN_MATRIX,
-    "out-of-matrix": DEN_OUT_OF_MATRIX,
-}
 
 
 class Claim(NamedTuple):
@@ -303,7 +291,7 @@ def add_chance(frame: pd.DataFrame, metric: str, chance: float) -> pd.DataFrame:
         ["mean", "low", "high", "deviation", "seeds_min", "seeds_max"]
     )
     times[ours] /= chance
-    printed = DEN_OUT_OF_MATRIX["R@40"].reindex(times["system"]).to_numpy()
+    printed = PRINTED["out-of-matrix"]["R@40"].reindex(times["system"]).to_numpy()
     return pd.concat([frame, times.assign(paper=printed / CHANCE)], ignore_index=True)
 
 
