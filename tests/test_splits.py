@@ -119,7 +119,7 @@ def test_cold_artists_come_whole(numbers, fraction, seed):
 
 def test_pseudo_cold_items_are_drawn_from_those_not_seen():
     seen = np.arange(50) % 2 == 0
-    veiled = splits.pseudo_cold_items(10, seen, 1)
-    assert len(set(veiled)) == 10 and (veiled % 2 == 1).all() and list(veiled) == sorted(veiled)
+    drawn = splits.pseudo_cold_items(10, seen, 1)
+    assert len(set(drawn)) == 10 and (drawn % 2 == 1).all() and list(drawn) == sorted(drawn)
     assert len(splits.pseudo_cold_items(40, seen, 1)) == 25  # no more than there are
-    assert not np.array_equal(veiled, splits.pseudo_cold_items(10, seen, 2))
+    assert not np.array_equal(drawn, splits.pseudo_cold_items(10, seen, 2))
