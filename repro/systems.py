@@ -1,26 +1,27 @@
 """Every system of the comparison behind one interface: a split in, factors out.
 
 A system sees the training plays, the content of the items, and the content of the items that
-nobody has played; what it gives back scores a user and an item by the product of their factors, so
-that one evaluation serves all. ``SYSTEMS`` lists them with their sources and with the settings to
-search.
+nobody has played. It gives back :class:`repro.models.Factors`, so one evaluation serves all.
+``SYSTEMS`` and ``TAG_MODELS`` list the rows of the tables with their sources and with the settings
+to search; :func:`search` and :func:`search_tags` give each of them equally many trials.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
+from scipy.stats import qmc
 from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.preprocessing import normalize
 
 from repro.config import Profile
 from repro.evaluation import metrics
-from repro.models import poisson, regression, tagnet, vq, wmf
+from repro.models import Factors, poisson, regression, tagnet, vq, wmf
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Split:
         codewords (csr_matrix), ``"shallow"`` and ``"deep"`` (arrays), ``"size"`` (frames).
     profile : Profile
     subset : str
-        ``"DEN"`` or ``"SPR"``: whose regularisation in the paper a search sets out from.
+        ``"DEN"`` or ``"SPR"``: whose regularisation in the paper a search starts from.
     device : str
     """
 
@@ -46,26 +47,25 @@ class Split:
     profile: Profile
     subset: str = "DEN"
     device: str = "cpu"
+    _last: dict = field(default_factory=dict, init=False, repr=False)
 
     @property
     def n_cold(self) -> int:
         """Number of items that nobody has played."""
         return len(self.cold["size"])
 
-    @cached_property
+    @property
     def played(self) -> sp.csr_matrix:
         """The training pairs as ones, float32."""
         return (self.train > 0).astype(np.float32)
 
-    def veil(self, items: np.ndarray) -> tuple[Split, sp.csr_matrix]:
+    def hide(self, items: np.ndarray) -> tuple[Split, sp.csr_matrix]:
         """Return the split in which nobody has played ``items``, and their plays."""
         rest = np.setdiff1d(np.arange(self.train.shape[1]), items)
         content, cold = (
             {kind: x[rows] for kind, x in self.content.items()} for rows in (rest, items)
         )
-        split = Split(
-            self.train[:, rest].tocsr(), content, cold, self.profile, self.subset, self.device
-        )
+        split = replace(self, train=self.train[:, rest].tocsr(), content=content, cold=cold)
         return split, self.train[:, items].tocsr()
 
     def surplus(self, alpha: float | None = None, counts: str = "binary") -> sp.csr_matrix:
@@ -76,43 +76,19 @@ class Split:
             return sp.csr_matrix((data, self.train.indices, self.train.indptr), self.train.shape)
         return wmf.log_surplus(self.train, alpha, self.profile.eps, counts == "binary")
 
-    def fit_wmf(self, surplus: sp.csr_matrix, features=None, **settings) -> wmf.Factors:
+    def fit_wmf(self, surplus: sp.csr_matrix, features=None, **settings) -> Factors:
         """Fit WMF under the profile, with the paper's regularisation where none is given."""
         settings = self.profile.ridges(self.subset) | self.profile.factorisation | settings
         return wmf.fit(surplus, features, device=self.device, **settings)
 
+    def once(self, compute: Callable, *settings):
+        """Return ``compute(self, *settings)``, from a cache when asked for it again.
 
-def load_split(run, subset: str = "DEN") -> Split:
-    """Return the split that notebooks 1 to 3 have saved in ``run``."""
-    items = {"DEN": "item", "SPR": "sparse"}[subset]
-    saved = {"counts": "words", "shallow": "shallow", "deep": "deep", "size": "bags"}
-    parts = {kind: run.load(name) for kind, name in saved.items()}
-    return Split(
-        run.load(subset.lower()).train,
-        {kind: getattr(part, items) for kind, part in parts.items()},
-        {kind: part.cold[: None if subset == "DEN" else 0] for kind, part in parts.items()},
-        run.profile,
-        subset,
-        run.device,
-    )
-
-
-def artifact(subset: str, system: str) -> str:
-    """Return the name under which notebooks hand on a fitted system."""
-    return re.sub(r"\W+", "_", f"{subset} {system}")
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """Factors of users and items, and of the items that nobody has played (or None)."""
-
-    theta: np.ndarray
-    beta: np.ndarray
-    cold: np.ndarray | None = None
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return what there is by name, to be saved; ``Fitted(**arrays)`` brings it back."""
-        return {name: x for name, x in vars(self).items() if x is not None}
+        The cache holds each function's last result and goes with the split.
+        """
+        if self._last.get(compute, (None,))[0] != settings:
+            self._last[compute] = settings, compute(self, *settings)
+        return self._last[compute][1]
 
 
 @dataclass(frozen=True)
@@ -127,6 +103,30 @@ class Between:
     high: float
     start: float | None = None  # None: the paper's, for the subset
 
+    def at(self, x: float) -> float:
+        """Return the value at a place between 0 and 1, to three digits."""
+        return float(f"{self.low * (self.high / self.low) ** x:.3g}")
+
+    def on_edge(self, value: float) -> bool:
+        """Return whether a value is in an outer tenth, beyond which a better one may lie."""
+        return not 0.1 < np.log(value / self.low) / np.log(self.high / self.low) < 0.9
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting of few values, with no order and so no edge; ``start`` is tried first."""
+
+    values: tuple
+    start: str
+
+    def at(self, x: float):
+        """Return the value at a place between 0 and 1."""
+        return self.values[int(x * len(self.values))]
+
+    def on_edge(self, value) -> bool:
+        """Return False."""
+        return False
+
 
 @dataclass(frozen=True)
 class System:
@@ -136,86 +136,76 @@ class System:
     which are WMF's: what stands on WMF's factors takes them as WMF was tuned.
     """
 
+    group: str  # "floor", "listening", "listening and content" or "regression"
     source: str
-    fit: Callable[..., Fitted]
-    space: dict[str, Between | tuple] = field(default_factory=dict)
-    cold: bool = False  # can it score an item that nobody has played?
+    fit: Callable[..., Factors]
+    space: dict[str, Between | Choice] = field(default_factory=dict)
+    cold: bool = True  # can it score an item that nobody has played?
+    content: str | None = None  # the kind of content that it uses
     given: tuple[str, ...] = ()
 
 
 # --- floors -------------------------------------------------------------------------------------
 
 
-def _random(split: Split) -> Fitted:
+def _random(split: Split) -> Factors:
     rng = np.random.default_rng(split.profile.seed)
     sizes = (*split.train.shape, split.n_cold)
-    return Fitted(*(rng.standard_normal((n, 16), np.float32) for n in sizes))
+    return Factors(*(rng.standard_normal((n, 16), np.float32) for n in sizes))
 
 
-def _popularity(split: Split) -> Fitted:
+def _popularity(split: Split) -> Factors:
     listeners = np.bincount(split.train.indices, minlength=split.train.shape[1])
-    return Fitted(*metrics.same_for_all(listeners, split.train.shape[0]))
+    return Factors(*metrics.same_for_all(listeners, split.train.shape[0]))
 
 
-def _bag_size(split: Split) -> Fitted:
+def _bag_size(split: Split) -> Factors:
     theta, beta = metrics.same_for_all(split.content["size"], split.train.shape[0])
-    return Fitted(theta, beta, np.asarray(split.cold["size"], np.float32)[:, None])
+    return Factors(theta, beta, np.asarray(split.cold["size"], np.float32)[:, None])
 
 
-@lru_cache(maxsize=4)  # of few splits: it keeps them alive
-def _plain(split: Split, lambda_theta: float) -> wmf.Factors:
-    return split.fit_wmf(split.surplus(), lambda_theta=lambda_theta)
+def _mean_item(split: Split, lambda_theta: float) -> Factors:
+    plain = split.once(_wmf, lambda_theta)
+    return replace(plain, cold=np.tile(plain.beta.mean(0), (split.n_cold, 1)))
 
 
-def _mean_item(split: Split, lambda_theta: float) -> Fitted:
-    plain = _plain(split, lambda_theta)
-    mean = plain.beta.mean(0)
-    return Fitted(plain.theta, plain.beta, np.tile(mean, (split.n_cold, 1)))
-
-
-def _neighbours(split: Split, kind: str, scale: str) -> Fitted:
+def _neighbours(split: Split, kind: str, scale: str) -> Factors:
     """Score an item by its mean cosine similarity to the user's (van den Oord et al., sec. 5.2)."""
     beta, cold = (
         normalize(x) if len(x) else x
         for x in vq.rescale(scale, split.content[kind], split.cold[kind])
     )
     theta = split.played @ beta / np.maximum(split.played.sum(1).A1, 1)[:, None]
-    return Fitted(theta, beta, cold)
+    return Factors(theta, beta, cold)
 
 
 # --- listening alone ----------------------------------------------------------------------------
 
 
-def _wmf(split: Split, lambda_theta: float, counts: str = "binary", alpha=None) -> Fitted:
-    model = split.fit_wmf(split.surplus(alpha, counts), lambda_theta=lambda_theta)
-    return Fitted(model.theta, model.beta)
+def _wmf(split: Split, lambda_theta: float, counts: str = "binary", alpha=None) -> Factors:
+    return split.fit_wmf(split.surplus(alpha, counts), lambda_theta=lambda_theta)
 
 
-def _wmf_with_bias(split: Split, lambda_theta: float) -> Fitted:
-    """What CF has beside content: the mean song, unpenalised, as every song's prior."""
+def _wmf_with_bias(split: Split, lambda_theta: float) -> Factors:
+    """The content-aware model without content: an unpenalised mean song as every song's prior."""
     nothing = np.zeros((split.train.shape[1], 1), np.float32)
-    model = split.fit_wmf(split.surplus(), nothing, lambda_theta=lambda_theta, bias=True)
-    return Fitted(model.theta, model.beta)
+    return split.fit_wmf(split.surplus(), nothing, lambda_theta=lambda_theta, bias=True)
 
 
-def _pmf(split: Split, **settings) -> Fitted:
-    model = poisson.pmf(
-        split.played, factors=split.profile.factors, seed=split.profile.seed, **settings
-    )
-    return Fitted(model.theta, model.beta)
+def _pmf(split: Split, shape: float) -> Factors:
+    factors, seed = split.profile.factors, split.profile.seed
+    model = poisson.pmf(split.played, factors=factors, seed=seed, shape=shape)
+    return Factors(model.theta, model.beta)
 
 
 # --- listening and content ----------------------------------------------------------------------
 
 
-def _content_prior(split: Split, kind: str, lambda_theta: float, lambda_w: float) -> Fitted:
-    model = split.fit_wmf(
-        split.surplus(), split.content[kind], lambda_theta=lambda_theta, lambda_w=lambda_w
-    )
-    return Fitted(model.theta, model.beta, wmf.cold_factors(split.cold[kind], model.w))
+def _content_prior(split: Split, kind: str, **settings) -> Factors:
+    model = split.fit_wmf(split.surplus(), split.content[kind], **settings)
+    return replace(model, cold=wmf.cold_factors(split.cold[kind], model.w))
 
 
-@lru_cache(maxsize=4)
 def _topics(split: Split) -> tuple[np.ndarray, np.ndarray]:
     lda = LatentDirichletAllocation(
         split.profile.factors,
@@ -228,114 +218,106 @@ def _topics(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return topics, lda.transform(split.cold["counts"]) if split.n_cold else topics[:0]
 
 
-def _ctr(split: Split, lambda_theta: float, lambda_beta: float) -> Fitted:
+def _ctr(split: Split, lambda_theta: float, lambda_beta: float) -> Factors:
     """Collaborative topic regression, its topics found first and then kept (as its authors do)."""
-    topics, cold = _topics(split)
-    model = split.fit_wmf(
-        split.surplus(), means=topics, lambda_theta=lambda_theta, lambda_beta=lambda_beta
-    )
-    return Fitted(model.theta, model.beta, cold.astype(np.float32))
+    topics, cold = split.once(_topics)
+    settings = {"lambda_theta": lambda_theta, "lambda_beta": lambda_beta}
+    model = split.fit_wmf(split.surplus(), means=topics, **settings)
+    return replace(model, cold=cold.astype(np.float32))
 
 
-def _ctpf(split: Split, **settings) -> Fitted:
+def _ctpf(split: Split, shape: float) -> Factors:
     words = split.content["counts"], split.cold["counts"]
-    model = poisson.ctpf(
-        split.played, *words, factors=split.profile.factors, seed=split.profile.seed, **settings
-    )
-    return Fitted(model.theta, model.beta, model.cold)
+    factors, seed = split.profile.factors, split.profile.seed
+    model = poisson.ctpf(split.played, *words, factors=factors, seed=seed, shape=shape)
+    return Factors(model.theta, model.beta, model.cold)
 
 
 # --- content alone ------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
 def _weighted_error(split: Split, lambda_theta: float) -> tuple[np.ndarray, np.ndarray]:
-    return regression.quadratic(_plain(split, lambda_theta).theta, split.surplus())
+    return regression.quadratic(split.once(_wmf, lambda_theta).theta, split.surplus())
 
 
 def _regression(
     split: Split, kind: str, units: int, weighted: bool, penalty: float, lambda_theta: float
-) -> Fitted:
-    plain = _plain(split, lambda_theta)
+) -> Factors:
+    plain = split.once(_wmf, lambda_theta)
     predict = regression.fit(
         split.content[kind],
         plain.beta,
-        _weighted_error(split, lambda_theta) if weighted else None,
+        split.once(_weighted_error, lambda_theta) if weighted else None,
         units=units,
         penalty=penalty,
         seed=split.profile.seed,
         device=split.device,
     )
-    return Fitted(plain.theta, predict(split.content[kind]), predict(split.cold[kind]))
+    return Factors(plain.theta, predict(split.content[kind]), predict(split.cold[kind]))
 
 
-_RIDGE = Between(10.0, 1e4)
-_KINDS = {"VQ": "shallow", "h": "deep"}
-_ONE = ("lambda_theta",)
+# --- the rows -----------------------------------------------------------------------------------
+
+_RIDGE, _SHAPE = Between(10.0, 1e4), Between(0.03, 3.0, 0.3)
+_LINEAR, _MLP = Between(10.0, 1e7, 1e3), Between(1e-6, 1.0, 1e-4)
+_TOPICS = {"lambda_theta": Between(10.0, 1e6, 0.01), "lambda_beta": Between(0.01, 1e4, 100.0)}
+_GIVEN = ("lambda_theta",)
 
 
-def _regressions() -> dict[str, System]:
-    found = {}
-    for name, kind in _KINDS.items():
-        for shape, units, penalty in (
-            ("linear", 0, Between(10.0, 1e7, 1e3)),
-            ("MLP", 1000, Between(1e-6, 1.0, 1e-4)),
-        ):
-            for loss, weighted in (("", False), (", WPE", True)):
-                fit = partial(_regression, kind=kind, units=units, weighted=weighted)
-                found[f"regression, {name}, {shape}{loss}"] = System(
-                    "van den Oord et al. 2013", fit, {"penalty": penalty}, True, _ONE
-                )
-    return found
+def _neighbours_row(kind: str) -> System:
+    source, fit = "MLR's ranking in van den Oord et al. 2013", partial(_neighbours, kind=kind)
+    return System("floor", source, fit, {"scale": Choice(vq.SCALES, "raw")}, content=kind)
 
 
+def _wmf_row(source: str, space: dict, fit: Callable = _wmf) -> System:
+    return System("listening", source, fit, {"lambda_theta": _RIDGE} | space, cold=False)
+
+
+def _regression_row(kind: str, units: int, weighted: bool) -> System:
+    fit = partial(_regression, kind=kind, units=units, weighted=weighted)
+    space = {"penalty": _MLP if units else _LINEAR}
+    return System("regression", "van den Oord et al. 2013", fit, space, content=kind, given=_GIVEN)
+
+
+def _ours(kind: str, lambda_w: Between) -> System:
+    fit, space = partial(_content_prior, kind=kind), {"lambda_theta": _RIDGE, "lambda_w": lambda_w}
+    return System("listening and content", "Liang, Zhan, Ellis 2015", fit, space, content=kind)
+
+
+def _with_words(source: str, fit: Callable, space: dict) -> System:
+    return System("listening and content", source, fit, space, content="counts")
+
+
+_HU = "Hu, Koren, Volinsky 2008"
 SYSTEMS: dict[str, System] = {
-    "random": System("floor", _random, cold=True),
-    "mean item": System("floor", _mean_item, cold=True, given=_ONE),
-    "bag size": System("floor: does content betray popularity?", _bag_size, cold=True),
-    "popularity": System("floor", _popularity),
-    **{
-        f"neighbours, {name}": System(
-            "floor; MLR's ranking in van den Oord et al. 2013",
-            partial(_neighbours, kind=kind),
-            {"scale": vq.SCALES},
-            cold=True,
-        )
-        for name, kind in _KINDS.items()
-    },
-    "WMF": System("Hu, Koren, Volinsky 2008", _wmf, {"lambda_theta": _RIDGE}),
-    "WMF + bias": System("ours: CF without content", _wmf_with_bias, {"lambda_theta": _RIDGE}),
-    "WMF, log of counts": System(
-        "Hu, Koren, Volinsky 2008, eq. (6)",
-        partial(_wmf, counts="log"),
-        {"lambda_theta": _RIDGE, "alpha": Between(0.05, 5.0, 2.0)},
+    "random": System("floor", "chance", _random),
+    "mean item": System("floor", "ours", _mean_item, given=_GIVEN),
+    "bag size": System("floor", "does content betray popularity?", _bag_size, content="size"),
+    "popularity": System("floor", "listeners in training", _popularity, cold=False),
+    "neighbours, VQ": _neighbours_row("shallow"),
+    "neighbours, h": _neighbours_row("deep"),
+    "WMF": _wmf_row(_HU, {}),
+    "WMF + bias": _wmf_row("ours: CF without content", {}, _wmf_with_bias),
+    "WMF, log of counts": _wmf_row(
+        f"{_HU}, eq. (6)", {"alpha": Between(0.05, 5.0, 2.0)}, partial(_wmf, counts="log")
     ),
-    "WMF, linear in counts": System(
-        "Hu, Koren, Volinsky 2008, eq. (4)",
-        partial(_wmf, counts="linear"),
-        {"lambda_theta": _RIDGE, "alpha": Between(1e-3, 1.0, 40.0)},
+    "WMF, linear in counts": _wmf_row(
+        f"{_HU}, eq. (4)", {"alpha": Between(1e-3, 1.0, 40.0)}, partial(_wmf, counts="linear")
     ),
-    "PMF": System("Gopalan, Hofman, Blei 2015", _pmf, {"shape": Between(0.03, 3.0, 0.3)}),
-    "CTPF": System(
-        "Gopalan, Charlin, Blei 2014", _ctpf, {"shape": Between(0.03, 3.0, 0.3)}, cold=True
-    ),
-    "CTR": System(
-        "Wang, Blei 2011",
-        _ctr,
-        {"lambda_theta": Between(10.0, 1e6, 0.01), "lambda_beta": Between(0.01, 1e4, 100.0)},
-        cold=True,
-    ),
-    **_regressions(),
-    **{
-        f"CF + {kind}": System(
-            "Liang, Zhan, Ellis 2015",
-            partial(_content_prior, kind=kind),
-            {"lambda_theta": _RIDGE, "lambda_w": lambda_w},
-            cold=True,
-        )
-        # Wide enough for entries of a thousandth and of one.
-        for kind, lambda_w in (("shallow", Between(1e-3, 1e3)), ("deep", Between(1.0, 1e7)))
-    },
+    "PMF": System("listening", "Gopalan, Hofman, Blei 2015", _pmf, {"shape": _SHAPE}, cold=False),
+    "CTPF": _with_words("Gopalan, Charlin, Blei 2014", _ctpf, {"shape": _SHAPE}),
+    "CTR": _with_words("Wang, Blei 2011", _ctr, _TOPICS),
+    "regression, VQ, linear": _regression_row("shallow", 0, weighted=False),
+    "regression, VQ, linear, WPE": _regression_row("shallow", 0, weighted=True),
+    "regression, VQ, MLP": _regression_row("shallow", 1000, weighted=False),
+    "regression, VQ, MLP, WPE": _regression_row("shallow", 1000, weighted=True),
+    "regression, h, linear": _regression_row("deep", 0, weighted=False),
+    "regression, h, linear, WPE": _regression_row("deep", 0, weighted=True),
+    "regression, h, MLP": _regression_row("deep", 1000, weighted=False),
+    "regression, h, MLP, WPE": _regression_row("deep", 1000, weighted=True),
+    # Ranges wide enough for entries of a thousandth and of one.
+    "CF + shallow": _ours("shallow", Between(1e-3, 1e3)),
+    "CF + deep": _ours("deep", Between(1.0, 1e7)),
 }
 
 
@@ -343,7 +325,7 @@ SYSTEMS: dict[str, System] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Tagged:
+class TaggedSongs:
     """Songs with tags: ``histograms`` (n x J), ``counts`` and ``tags`` (csr_matrix)."""
 
     histograms: np.ndarray
@@ -351,56 +333,203 @@ class Tagged:
     tags: sp.csr_matrix
     profile: Profile
     device: str = "cpu"
-    checkpoint: Callable | None = None  # Run.checkpoint, for trials that take hours
 
-    def rows(self, chosen: np.ndarray) -> Tagged:
+    def rows(self, chosen: np.ndarray) -> TaggedSongs:
         """Return some of the songs."""
         parts = {name: getattr(self, name)[chosen] for name in ("histograms", "counts", "tags")}
         return replace(self, **parts)
 
 
-def train_network(taught: Tagged, **settings):
-    """Train the profile's tag network, but for ``settings``; see :func:`repro.models.tagnet.train`."""
-    settings = taught.profile.network | {"device": taught.device} | settings
-    return tagnet.train(taught.histograms, taught.tags, **settings)
+def train_network(songs: TaggedSongs, **settings):
+    """Train the profile's network, but for ``settings``: see :func:`repro.models.tagnet.train`."""
+    settings = songs.profile.network | {"device": songs.device} | settings
+    return tagnet.train(songs.histograms, songs.tags, **settings)
 
 
-def _network(taught: Tagged, **settings) -> Callable[[Tagged], np.ndarray]:
-    if taught.checkpoint is not None:
-        settings = settings | {"checkpoint": taught.checkpoint(f"trial {settings}")}
-    net, _ = train_network(taught, **settings)
-    return lambda songs: tagnet.predict(net, songs.histograms)
+def tag_scores(logits: np.ndarray, songs: TaggedSongs) -> pd.Series:
+    """Return the row of Table 1 that logits (n x tags) have on ``songs``."""
+    return tagnet.summary(tagnet.per_tag(logits, songs.tags, songs.profile.annotate))
 
 
-def _logistic(taught: Tagged, penalty: float) -> Callable[[Tagged], np.ndarray]:
-    model = tagnet.logistic(taught.histograms, taught.tags, penalty)
-    return lambda songs: model(songs.histograms)
+Logits = Callable[[TaggedSongs], np.ndarray]
 
 
-def _spmf(taught: Tagged, **settings) -> Callable[[Tagged], np.ndarray]:
-    model = poisson.spmf(taught.counts, taught.tags, seed=taught.profile.seed, **settings)
+def _network(songs: TaggedSongs, **settings) -> Logits:
+    net, _ = train_network(songs, **settings)
+    return lambda others: tagnet.predict(net, others.histograms)
+
+
+def _logistic(songs: TaggedSongs, penalty: float) -> Logits:
+    model = tagnet.logistic(songs.histograms, songs.tags, penalty)
+    return lambda others: model(others.histograms)
+
+
+def _spmf(songs: TaggedSongs, tag_weight: float) -> Logits:
+    model = poisson.spmf(songs.counts, songs.tags, seed=songs.profile.seed, tag_weight=tag_weight)
     # A tag that arrives at a rate is there with probability 1 - exp(-rate).
-    return lambda songs: np.log(np.expm1(np.clip(model.tags_of(songs.counts), 1e-9, 30)))
+    return lambda others: np.log(np.expm1(np.clip(model.tags_of(others.counts), 1e-9, 30)))
 
 
 @dataclass(frozen=True)
-class Tagger:
+class TagModel:
     """One row of Table 1; ``fit`` gives the function from songs to logits, n x tags."""
 
     source: str
-    fit: Callable[..., Callable[[Tagged], np.ndarray]]
-    space: dict[str, Between | tuple]
+    fit: Callable[..., Logits]
+    space: dict[str, Between]
     correction: float = 1.25  # authors' code: times a tag's mean, taken off before annotation
+    resumes: bool = False  # does ``fit`` take a checkpoint?
 
 
 _RATE = {"learning_rate": Between(0.003, 0.1, 0.01)}
-TAGGERS: dict[str, Tagger] = {
-    "NNet": Tagger("Liang, Zhan, Ellis 2015", _network, _RATE),
-    "NNet, authors' variant": Tagger(
-        "their code: deep_tagging", partial(_network, authors=True), _RATE
-    ),
-    "logistic regression": Tagger("their code", _logistic, {"penalty": Between(1e-3, 1e3, 1.0)}),
-    "SPMF": Tagger(
+_AUTHORS = partial(_network, authors=True)
+TAG_MODELS: dict[str, TagModel] = {
+    "NNet": TagModel("Liang, Zhan, Ellis 2015", _network, _RATE, resumes=True),
+    "NNet, authors' variant": TagModel("their code", _AUTHORS, _RATE, resumes=True),
+    "logistic regression": TagModel("their code", _logistic, {"penalty": Between(1e-3, 1e3, 1.0)}),
+    "SPMF": TagModel(
         "Liang, Paisley, Ellis 2014", _spmf, {"tag_weight": Between(1.0, 100.0, 1.0)}, 3.0
     ),
 }
+
+
+# --- the search ---------------------------------------------------------------------------------
+
+
+def candidates(space: dict, trials: int, seed: int, start: dict | None = None) -> list[dict]:
+    """Return the settings to try: those of the system's source, then an even spread (Halton).
+
+    ``start`` has the source's values of settings whose range names none. No settings come twice,
+    so there are fewer than ``trials`` where there are not so many: one for an empty ``space``.
+    """
+    found = [{n: start[n] if r.start is None else r.start for n, r in space.items()}]
+    if space and trials > 1:
+        for point in qmc.Halton(len(space), rng=seed).random(trials - 1):
+            one = {name: r.at(x) for x, (name, r) in zip(point, space.items(), strict=True)}
+            found += [one] if one not in found else []
+    return found
+
+
+def search(
+    name: str,
+    split: Split,
+    heldout: sp.csr_matrix,
+    exclude: sp.csr_matrix | None = None,
+    *,
+    cold: bool = False,
+    given: dict | None = None,
+    points=None,
+    label: dict | None = None,
+) -> tuple[dict, pd.DataFrame]:
+    """Try settings of a system on ``split`` and return those of the highest NDCG on ``heldout``.
+
+    Parameters
+    ----------
+    name : str
+        Of the system, in :data:`SYSTEMS`.
+    heldout, exclude : csr_matrix
+        Validation pairs of the items, or, with ``cold``, of the split's cold items, and the pairs
+        that are not ranked.
+    given : dict, optional
+        WMF's settings, for a system that takes some of them.
+    points : optional
+        Where finished trials are kept: see :class:`repro.pipeline.run.Points`.
+    label : dict, optional
+        More columns of the trials, which tell this search from others in the same ``points``.
+
+    Returns
+    -------
+    dict
+        The best settings, with which ``SYSTEMS[name].fit`` is complete.
+    DataFrame
+        One row per trial: ``system``, the label, each setting, ``settings`` in writing, ``NDCG``,
+        ``R@40``, and which settings are ``on the edge`` of their range.
+    """
+    system, profile = SYSTEMS[name], split.profile
+    validate = metrics.validator(heldout, exclude)
+
+    def score(settings):
+        model = system.fit(split, **settings)
+        return validate(model.theta, model.cold if cold else model.beta)
+
+    fixed = {key: given[key] for key in system.given}
+    start = profile.ridges(split.subset)
+    tried = candidates(system.space, profile.trials, profile.seed, start)
+    tried = [fixed | settings for settings in tried]
+    trials = _try(tried, score, system.space, (label or {}) | {"system": name}, points)
+    return tried[int(trials["NDCG"].argmax())], trials
+
+
+def search_tags(
+    name: str, train: TaggedSongs, watch: TaggedSongs, points=None, checkpoint=None
+) -> tuple[dict, pd.DataFrame]:
+    """Try settings of a tag model on ``train`` and return those of the highest AROC on ``watch``.
+
+    ``points`` as in :func:`search`; ``checkpoint`` makes one of a name, for trials of hours. The
+    table has ``AROC`` and ``MAP``.
+    """
+    model, profile = TAG_MODELS[name], train.profile
+
+    def score(settings):
+        resumed = {}
+        if model.resumes and checkpoint is not None:
+            resumed["checkpoint"] = checkpoint(f"{name}, {settings}")
+        scores = tag_scores(model.fit(train, **settings, **resumed)(watch), watch)
+        return scores[["AROC", "MAP"]].to_dict()
+
+    tried = candidates(model.space, profile.tag_trials, profile.seed)
+    trials = _try(tried, score, model.space, {"system": name}, points)
+    return tried[int(trials["AROC"].argmax())], trials
+
+
+def _try(tried: list[dict], score: Callable, space: dict, label: dict, points) -> pd.DataFrame:
+    """Return a row per trial, of those that ``points`` lacks once they are computed."""
+
+    def row(settings):
+        chosen = [(name, r, settings[name]) for name, r in space.items()]
+        written = (
+            f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, _, v in chosen
+        )
+        edges = (name for name, r, v in chosen if r.on_edge(v))
+        found = {"settings": ", ".join(written), **score(settings)}
+        return found | {"on the edge": ", ".join(edges)}
+
+    rows = [label | settings for settings in tried]
+    if points is None:
+        return pd.DataFrame([a | row(b) for a, b in zip(rows, tried, strict=True)])
+    missing = list(points.todo(rows))
+    for key, settings in zip(rows, tried, strict=True):
+        if key in missing:
+            points.add(key, row(settings))
+    return points.frame(rows)
+
+
+# --- what the studies vary ----------------------------------------------------------------------
+
+
+def cold_scores(
+    name: str,
+    split: Split,
+    pseudo_cold: np.ndarray,
+    validation: sp.csr_matrix,
+    test: sp.csr_matrix,
+    points=None,
+    label: dict | None = None,
+) -> dict:
+    """Choose settings on hidden items, fit with all items, and score on the cold ones.
+
+    ``validation`` (users x items) has more pairs of the ``pseudo_cold`` items, ``test`` (users x
+    cold items) those to find; returns mean NDCG and R@40.
+    """
+    hidden, plays = split.hide(pseudo_cold)
+    plays += validation[:, pseudo_cold]
+    best, _ = search(name, hidden, plays, cold=True, points=points, label=label)
+    model = SYSTEMS[name].fit(split, **best)
+    return metrics.validator(test, None)(model.theta, model.cold)
+
+
+def thin(plays: sp.csr_matrix, share: float, seed: int) -> sp.csr_matrix:
+    """Keep a ``share`` of the pairs, drawn at random."""
+    pairs = plays.tocoo()
+    kept = np.random.default_rng(seed).permutation(pairs.nnz)[: round(share * pairs.nnz)]
+    return sp.csr_matrix((pairs.data[kept], (pairs.row[kept], pairs.col[kept])), plays.shape)

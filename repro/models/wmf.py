@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -26,6 +25,7 @@ import torch
 from scipy.linalg import cho_solve
 
 from repro import kernels
+from repro.models import Factors
 
 _BLOCK = 512  # songs whose features are multiplied at a time
 
@@ -180,21 +180,6 @@ def objective(surplus, theta, beta, lambda_theta, lambda_beta, prior=None, w=Non
     return total / 2
 
 
-@dataclass
-class Factors:
-    """A fitted model: ``theta`` (users x K), ``beta`` (items x K), ``w`` (F x K) or None.
-
-    ``ridges`` are its lambdas by name; ``history`` has one row a step of the fit: sweep, step,
-    objective, and what ``validate`` gave.
-    """
-
-    theta: np.ndarray
-    beta: np.ndarray
-    w: np.ndarray | None = None
-    ridges: dict[str, float] = field(default_factory=dict)
-    history: list[dict] = field(default_factory=list)
-
-
 def fit(
     surplus: sp.csr_matrix,
     features=None,
@@ -211,6 +196,7 @@ def fit(
     steps: int | None = None,
     trace: bool = False,
     validate: Callable[[np.ndarray, np.ndarray], dict] | None = None,
+    start: Factors | None = None,
     checkpoint=None,
 ) -> Factors:
     """Fit WMF, or the content-aware model when ``features`` are given, eqs. (1)-(3).
@@ -237,6 +223,8 @@ def fit(
         Record the objective after every half-step.
     validate : callable, optional
         Called after every sweep with theta and beta; its dict joins the history.
+    start : Factors, optional
+        Where to set out from, in place of that draw and of zeros.
     checkpoint : optional
         Has ``load()``, the state to go on from or None, and ``save(state)``, called after every
         sweep with a function that returns it: see :class:`repro.pipeline.run.Checkpoint`.
@@ -257,8 +245,8 @@ def fit(
         raise ValueError("the surplus of every stored pair must be positive")
     if min(lambda_theta, lambda_beta) <= 0:
         raise ValueError("lambda_theta and lambda_beta must be positive")
-    start = np.random.default_rng(seed).standard_normal((n_users, factors)) * 0.01
-    theta = torch.from_numpy(start.astype(np.float32)).to(device)
+    draw = np.random.default_rng(seed).standard_normal((n_users, factors)) * 0.01
+    theta = torch.from_numpy(draw.astype(np.float32)).to(device)
     beta = torch.zeros(n_items, factors, device=device)
     by_user = kernels.Rows.of(surplus, factors, device)
     by_item = kernels.Rows.of(surplus.T.tocsr(), factors, device)
@@ -267,6 +255,9 @@ def fit(
     if features is not None:
         prior = ContentPrior(features, lambda_w, bias)
         w = torch.zeros(prior.features.shape[1], factors, device=device)
+    if start is not None:
+        theta, beta = (torch.from_numpy(x).to(device) for x in (start.theta, start.beta))
+        w = None if w is None else torch.from_numpy(start.w).to(device)
     history = []
 
     def note(sweep, step):
@@ -299,6 +290,5 @@ def fit(
             history.append({"sweep": sweep, "step": "validation", **scores})
         if checkpoint is not None:
             checkpoint.save(partial(state, sweep))
-    ridges = {"lambda_theta": lambda_theta, "lambda_beta": lambda_beta, "lambda_w": lambda_w}
     w = None if w is None else w.cpu().numpy()
-    return Factors(theta.cpu().numpy(), beta.cpu().numpy(), w, ridges, history)
+    return Factors(theta.cpu().numpy(), beta.cpu().numpy(), w=w, history=history)

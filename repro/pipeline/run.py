@@ -151,9 +151,10 @@ class Points:
                 file.write(f"\n{line}")  # the line end goes first: the last line may be cut
         self._rows[self._key(settings)] = json.loads(line)
 
-    def frame(self, settings: Iterable[dict]) -> pd.DataFrame:
-        """Return settings and results as columns, one row for each of the ``settings``."""
-        rows = [self._rows[self._key(one)] for one in settings]
+    def frame(self, settings: Iterable[dict] | None = None) -> pd.DataFrame:
+        """Return settings and results as columns, one row for each of the ``settings`` (or all)."""
+        keys = self._rows if settings is None else map(self._key, settings)
+        rows = [self._rows[key] for key in keys]
         return pd.DataFrame([row["settings"] | row["result"] for row in rows])
 
 
