@@ -1,9 +1,9 @@
 """Every fault of the raw files, one by one, and what becomes of it: the table in FAULTS.md."""
 
+import ast
 import errno
 import fcntl
 import functools
-import importlib
 import os
 import re
 import signal
@@ -393,14 +393,13 @@ def test_fault(number, folder):
 
 
 def marked():
-    """Return the faults that tests elsewhere are marked with: what, what follows, where."""
+    """Return the faults that tests are marked with: what, what follows, where."""
     found = []
     for path in sorted(TABLE.parent.glob("test_*.py")):
-        if "pytest.mark.fault" in path.read_text("utf-8"):
-            for test in vars(importlib.import_module(path.stem)).values():
-                marks = getattr(test, "pytestmark", []) if callable(test) else []
-                found += [(*m.args, f"{path.name}") for m in marks if m.name == "fault"]
-    return found
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
+                found.append((node.lineno, *(arg.value for arg in node.args), path.name))
+    return [row[1:] for row in sorted(found, key=lambda row: (row[-1], row[0]))]
 
 
 def test_the_table_says_what_happens(folder):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -30,18 +31,8 @@ def data(root):
 
 
 def hashes(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".db")
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
-
-
-def dump(path):
-    database = sqlite3.connect(path)
-    lines = list(database.iterdump())
-    database.close()
-    return lines
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): hashlib.sha256(path.read_bytes()).digest() for path in files}
 
 
 def means(data, root):
@@ -58,8 +49,6 @@ def test_same_seed_same_world(root, tmp_path):
     synthetic.write_world(WORLD, 2, tmp_path / "other")
     assert hashes(tmp_path / "again") == hashes(root)
     assert hashes(tmp_path / "other") != hashes(root)
-    for name in ("track_metadata.db", "lastfm_tags.db"):
-        assert dump(tmp_path / "again" / name) == dump(root / name)
 
 
 def test_a_world_is_kept_replaced_or_refused(tmp_path):
@@ -172,9 +161,8 @@ def test_smoke_world_fills_both_subsets(tmp_path):
 
 
 def test_every_tagged_track_is_known_by_its_song(root, data):
-    database = sqlite3.connect(root / "track_metadata.db")
-    song = dict(database.execute("SELECT track_id, song_id FROM songs"))
-    database.close()
+    with closing(sqlite3.connect(root / "track_metadata.db")) as database:
+        song = dict(database.execute("SELECT track_id, song_id FROM songs"))
     assert [song[track] for track in data.tag_tracks] == list(data.tag_items)
     second = ~np.isin(data.tag_tracks, data.item_tracks) & np.isin(data.tag_items, data.item_ids)
     assert second.any()  # a cold song must be kept out by its id, not by its one track
