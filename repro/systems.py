@@ -1,7 +1,5 @@
 """Every system of the comparison behind one interface: a split in, factors out.
 
-A system sees the training plays, the content of the items, and the content of the items that
-nobody has played. It gives back :class:`repro.models.Factors`, so one evaluation serves all.
 ``SYSTEMS`` and ``TAG_MODELS`` list the rows of the tables with their sources and with the settings
 to search; :func:`search` and :func:`search_tags` give each of them equally many trials.
 """
@@ -26,19 +24,12 @@ from repro.models import Factors, poisson, regression, tagnet, vq, wmf
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What a system may see.
+    """What a system may see: ``train``, the play counts of the training pairs (users x items), and
+    content, of the items and of the ``cold`` ones that nobody has played.
 
-    Parameters
-    ----------
-    train : csr_matrix, users x items
-        Play counts of the training pairs.
-    content, cold : dict
-        Content of the items, and of those that nobody has played, by kind: ``"counts"`` of
-        codewords (csr_matrix), ``"shallow"`` and ``"deep"`` (arrays), ``"size"`` (frames).
-    profile : Profile
-    subset : str
-        ``"DEN"`` or ``"SPR"``: whose regularisation in the paper a search starts from.
-    device : str
+    Content is by kind: ``"counts"`` of codewords (csr_matrix), ``"shallow"`` and ``"deep"``
+    (arrays), ``"size"`` (frames). A search starts from the paper's regularisation for the
+    ``subset``, ``"DEN"`` or ``"SPR"``.
     """
 
     train: sp.csr_matrix
@@ -112,19 +103,17 @@ class Between:
         return not 0.1 < np.log(value / self.low) / np.log(self.high / self.low) < 0.9
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A setting of few values, with no order and so no edge; ``start`` is tried first."""
+class Choice(tuple):
+    """A setting of a few values without an order, the first of which is tried first."""
 
-    values: tuple
-    start: str
+    start = property(lambda self: self[0])
 
     def at(self, x: float):
         """Return the value at a place between 0 and 1."""
-        return self.values[int(x * len(self.values))]
+        return self[int(x * len(self))]
 
     def on_edge(self, value) -> bool:
-        """Return False."""
+        """Return False: there is no edge."""
         return False
 
 
@@ -145,7 +134,7 @@ class System:
     given: tuple[str, ...] = ()
 
 
-# --- floors -------------------------------------------------------------------------------------
+# --- from a split to factors --------------------------------------------------------------------
 
 
 def _random(split: Split) -> Factors:
@@ -179,9 +168,6 @@ def _neighbours(split: Split, kind: str, scale: str) -> Factors:
     return Factors(theta, beta, cold)
 
 
-# --- listening alone ----------------------------------------------------------------------------
-
-
 def _wmf(split: Split, lambda_theta: float, counts: str = "binary", alpha=None) -> Factors:
     return split.fit_wmf(split.surplus(alpha, counts), lambda_theta=lambda_theta)
 
@@ -196,9 +182,6 @@ def _pmf(split: Split, shape: float) -> Factors:
     factors, seed = split.profile.factors, split.profile.seed
     model = poisson.pmf(split.played, factors=factors, seed=seed, shape=shape)
     return Factors(model.theta, model.beta)
-
-
-# --- listening and content ----------------------------------------------------------------------
 
 
 def _content_prior(split: Split, kind: str, **settings) -> Factors:
@@ -233,9 +216,6 @@ def _ctpf(split: Split, shape: float) -> Factors:
     return Factors(model.theta, model.beta, model.cold)
 
 
-# --- content alone ------------------------------------------------------------------------------
-
-
 def _weighted_error(split: Split, lambda_theta: float) -> tuple[np.ndarray, np.ndarray]:
     return regression.quadratic(split.once(_wmf, lambda_theta).theta, split.surplus())
 
@@ -256,21 +236,20 @@ def _regression(
     return Factors(plain.theta, predict(split.content[kind]), predict(split.cold[kind]))
 
 
-# --- the rows -----------------------------------------------------------------------------------
-
 _RIDGE, _SHAPE = Between(10.0, 1e4), Between(0.03, 3.0, 0.3)
 _LINEAR, _MLP = Between(10.0, 1e7, 1e3), Between(1e-6, 1.0, 1e-4)
 _TOPICS = {"lambda_theta": Between(10.0, 1e6, 0.01), "lambda_beta": Between(0.01, 1e4, 100.0)}
-_GIVEN = ("lambda_theta",)
+_GIVEN, _BOTH, _HU = ("lambda_theta",), "listening and content", "Hu, Koren, Volinsky 2008"
 
 
 def _neighbours_row(kind: str) -> System:
     source, fit = "MLR's ranking in van den Oord et al. 2013", partial(_neighbours, kind=kind)
-    return System("floor", source, fit, {"scale": Choice(vq.SCALES, "raw")}, content=kind)
+    return System("floor", source, fit, {"scale": Choice(vq.SCALES)}, content=kind)
 
 
-def _wmf_row(source: str, space: dict, fit: Callable = _wmf) -> System:
-    return System("listening", source, fit, {"lambda_theta": _RIDGE} | space, cold=False)
+def _wmf_row(source: str, counts: str, alpha: Between) -> System:
+    space = {"lambda_theta": _RIDGE, "alpha": alpha}
+    return System("listening", source, partial(_wmf, counts=counts), space, cold=False)
 
 
 def _regression_row(kind: str, units: int, weighted: bool) -> System:
@@ -281,14 +260,9 @@ def _regression_row(kind: str, units: int, weighted: bool) -> System:
 
 def _ours(kind: str, lambda_w: Between) -> System:
     fit, space = partial(_content_prior, kind=kind), {"lambda_theta": _RIDGE, "lambda_w": lambda_w}
-    return System("listening and content", "Liang, Zhan, Ellis 2015", fit, space, content=kind)
+    return System(_BOTH, "Liang, Zhan, Ellis 2015", fit, space, content=kind)
 
 
-def _with_words(source: str, fit: Callable, space: dict) -> System:
-    return System("listening and content", source, fit, space, content="counts")
-
-
-_HU = "Hu, Koren, Volinsky 2008"
 SYSTEMS: dict[str, System] = {
     "random": System("floor", "chance", _random),
     "mean item": System("floor", "ours", _mean_item, given=_GIVEN),
@@ -296,17 +270,15 @@ SYSTEMS: dict[str, System] = {
     "popularity": System("floor", "listeners in training", _popularity, cold=False),
     "neighbours, VQ": _neighbours_row("shallow"),
     "neighbours, h": _neighbours_row("deep"),
-    "WMF": _wmf_row(_HU, {}),
-    "WMF + bias": _wmf_row("ours: CF without content", {}, _wmf_with_bias),
-    "WMF, log of counts": _wmf_row(
-        f"{_HU}, eq. (6)", {"alpha": Between(0.05, 5.0, 2.0)}, partial(_wmf, counts="log")
-    ),
-    "WMF, linear in counts": _wmf_row(
-        f"{_HU}, eq. (4)", {"alpha": Between(1e-3, 1.0, 40.0)}, partial(_wmf, counts="linear")
-    ),
+    "WMF": System("listening", _HU, _wmf, {"lambda_theta": _RIDGE}, cold=False),
+    "WMF + bias": System("listening", "ours", _wmf_with_bias, {"lambda_theta": _RIDGE}, cold=False),
+    "WMF, log of counts": _wmf_row(f"{_HU}, eq. (6)", "log", Between(0.05, 5.0, 2.0)),
+    "WMF, linear in counts": _wmf_row(f"{_HU}, eq. (4)", "linear", Between(1e-3, 1.0, 40.0)),
     "PMF": System("listening", "Gopalan, Hofman, Blei 2015", _pmf, {"shape": _SHAPE}, cold=False),
-    "CTPF": _with_words("Gopalan, Charlin, Blei 2014", _ctpf, {"shape": _SHAPE}),
-    "CTR": _with_words("Wang, Blei 2011", _ctr, _TOPICS),
+    "CTPF": System(
+        _BOTH, "Gopalan, Charlin, Blei 2014", _ctpf, {"shape": _SHAPE}, content="counts"
+    ),
+    "CTR": System(_BOTH, "Wang, Blei 2011", _ctr, _TOPICS, content="counts"),
     "regression, VQ, linear": _regression_row("shallow", 0, weighted=False),
     "regression, VQ, linear, WPE": _regression_row("shallow", 0, weighted=True),
     "regression, VQ, MLP": _regression_row("shallow", 1000, weighted=False),
@@ -336,8 +308,8 @@ class TaggedSongs:
 
     def rows(self, chosen: np.ndarray) -> TaggedSongs:
         """Return some of the songs."""
-        parts = {name: getattr(self, name)[chosen] for name in ("histograms", "counts", "tags")}
-        return replace(self, **parts)
+        parts = (x[chosen] for x in (self.histograms, self.counts, self.tags))
+        return TaggedSongs(*parts, self.profile, self.device)
 
 
 def train_network(songs: TaggedSongs, **settings):
@@ -411,29 +383,21 @@ def candidates(space: dict, trials: int, seed: int, start: dict | None = None) -
 
 
 def search(
-    name: str,
-    split: Split,
-    heldout: sp.csr_matrix,
-    exclude: sp.csr_matrix | None = None,
-    *,
-    cold: bool = False,
-    given: dict | None = None,
-    points=None,
-    label: dict | None = None,
+    name, split, heldout, exclude=None, *, cold=False, given=None, points=None, label=None
 ) -> tuple[dict, pd.DataFrame]:
     """Try settings of a system on ``split`` and return those of the highest NDCG on ``heldout``.
 
     Parameters
     ----------
     name : str
-        Of the system, in :data:`SYSTEMS`.
+    split : Split
     heldout, exclude : csr_matrix
         Validation pairs of the items, or, with ``cold``, of the split's cold items, and the pairs
         that are not ranked.
     given : dict, optional
         WMF's settings, for a system that takes some of them.
-    points : optional
-        Where finished trials are kept: see :class:`repro.pipeline.run.Points`.
+    points : repro.pipeline.run.Points, optional
+        Keeps finished trials.
     label : dict, optional
         More columns of the trials, which tell this search from others in the same ``points``.
 
@@ -442,7 +406,7 @@ def search(
     dict
         The best settings, with which ``SYSTEMS[name].fit`` is complete.
     DataFrame
-        One row per trial: ``system``, the label, each setting, ``settings`` in writing, ``NDCG``,
+        One row per trial: the label, ``system``, each setting, ``settings`` in writing, ``NDCG``,
         ``R@40``, and which settings are ``on the edge`` of their range.
     """
     system, profile = SYSTEMS[name], split.profile
@@ -460,21 +424,18 @@ def search(
     return tried[int(trials["NDCG"].argmax())], trials
 
 
-def search_tags(
-    name: str, train: TaggedSongs, watch: TaggedSongs, points=None, checkpoint=None
-) -> tuple[dict, pd.DataFrame]:
+def search_tags(name, train, watch, points=None, checkpoint=None) -> tuple[dict, pd.DataFrame]:
     """Try settings of a tag model on ``train`` and return those of the highest AROC on ``watch``.
 
-    ``points`` as in :func:`search`; ``checkpoint`` makes one of a name, for trials of hours. The
-    table has ``AROC`` and ``MAP``.
+    Both are :class:`TaggedSongs`; ``points`` as in :func:`search`, ``checkpoint`` makes one of a
+    name, for trials of hours. The table has ``AROC`` and ``MAP``.
     """
     model, profile = TAG_MODELS[name], train.profile
+    resumes = model.resumes and checkpoint is not None
 
     def score(settings):
-        resumed = {}
-        if model.resumes and checkpoint is not None:
-            resumed["checkpoint"] = checkpoint(f"{name}, {settings}")
-        scores = tag_scores(model.fit(train, **settings, **resumed)(watch), watch)
+        kept = {"checkpoint": checkpoint(f"{name}, {settings}")} if resumes else {}
+        scores = tag_scores(model.fit(train, **settings, **kept)(watch), watch)
         return scores[["AROC", "MAP"]].to_dict()
 
     tried = candidates(model.space, profile.tag_trials, profile.seed)
@@ -504,18 +465,7 @@ def _try(tried: list[dict], score: Callable, space: dict, label: dict, points) -
     return points.frame(rows)
 
 
-# --- what the studies vary ----------------------------------------------------------------------
-
-
-def cold_scores(
-    name: str,
-    split: Split,
-    pseudo_cold: np.ndarray,
-    validation: sp.csr_matrix,
-    test: sp.csr_matrix,
-    points=None,
-    label: dict | None = None,
-) -> dict:
+def cold_scores(name, split, pseudo_cold, validation, test, points=None, label=None) -> dict:
     """Choose settings on hidden items, fit with all items, and score on the cold ones.
 
     ``validation`` (users x items) has more pairs of the ``pseudo_cold`` items, ``test`` (users x

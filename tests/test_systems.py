@@ -161,7 +161,7 @@ def test_thinning_keeps_a_share_of_the_pairs(world):
 
 
 def test_the_first_candidate_is_the_sources_and_the_others_fill_the_range():
-    space = {"a": Between(0.01, 100.0, 1.0), "b": Choice(("x", "y"), "y"), "c": Between(1.0, 10.0)}
+    space = {"a": Between(0.01, 100.0, 1.0), "b": Choice(("y", "x")), "c": Between(1.0, 10.0)}
     found = systems.candidates(space, 33, 5, {"c": 2.0})
     assert found[0] == {"a": 1.0, "b": "y", "c": 2.0} and len(found) == 33
     logs = np.sort(np.log10([one["a"] for one in found[1:]]))
@@ -174,7 +174,7 @@ def test_the_first_candidate_is_the_sources_and_the_others_fill_the_range():
 
 def test_nothing_is_tried_twice_and_nothing_to_choose_is_one_trial():
     assert systems.candidates({"a": Between(1.0, 9.0, 3.0)}, 1, 0) == [{"a": 3.0}]
-    assert len(systems.candidates({"a": Choice(("x", "y", "z"), "x")}, 20, 0)) == 3
+    assert len(systems.candidates({"a": Choice(("x", "y", "z"))}, 20, 0)) == 3
     assert systems.candidates({}, 20, 0) == [{}]
 
 
