@@ -3,10 +3,15 @@
 import json
 
 import nbformat
+import numpy as np
 import pytest
 
-from repro.config import ROOT
+from repro import systems
+from repro.config import ROOT, named
+from repro.data import prepare
+from repro.models import tagnet, vq, wmf
 from repro.pipeline import runner
+from repro.pipeline.run import Store
 
 SUFFIXES = "", "+seed1", "+lenient"
 
@@ -42,3 +47,24 @@ def test_nothing_runs_twice(whole_run, monkeypatch, capsys):
     monkeypatch.setenv("REPRO_RESULTS", str(whole_run))
     assert runner.main("smoke", full=True) == runner.DONE
     assert "done:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["shallow", "deep"])
+def test_a_new_song_is_scored_from_its_frames_and_artefacts_alone(whole_run, kind):
+    """As if a cold track of the run came in afterwards: it gets the score that the run gave it."""
+    profile = named("smoke")
+    store = Store(profile, whole_run)
+    saved = vars(store.load("codebook"))
+    book = vq.Codebook(*(saved[name] for name in ("centres", "offset", "scale")))
+    net = tagnet.restore(vars(store.load("network")))
+    model = store.load(systems.artifact("DEN", f"CF + {kind}"))
+    read = prepare.bags(profile, whole_run / "smoke" / "world")
+    tracks = store.load("den").cold_tracks
+    row = next(i for i, track in enumerate(tracks) if len(read(track)))
+    frames = read(tracks[row])
+    content = vq.l1_normalise(vq.histograms(lambda song: frames, ["new"], book))
+    if kind == "deep":
+        content = tagnet.hidden_layer(net, content)
+    scores = model.theta @ wmf.cold_factors(content, model.w)[0]
+    expected = model.theta @ model.cold[row]
+    assert np.ptp(expected) > 0.001 and np.allclose(scores, expected, rtol=1e-4, atol=1e-6)

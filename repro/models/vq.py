@@ -8,8 +8,10 @@ from itertools import islice
 
 import faiss
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 import torch
+from sklearn.base import clone
 from sklearn.cluster import kmeans_plusplus
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.pipeline import make_pipeline
@@ -17,8 +19,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from repro import kernels
 
-_BLOCK_FRAMES = 262_144
-_BLOCK_TRACKS = 10_000
+_BLOCK_TRACKS = 2_000  # some 70 MB of timbre
 _PARTS = "data", "indices", "indptr"  # of a csr_matrix
 
 
@@ -43,11 +44,8 @@ class Codebook:
         middle = self.centres.mean(0)
         index = faiss.IndexFlatL2(len(middle))
         index.add(self.centres - middle)
-        code = np.empty((len(frames), nearest), np.int64)
-        for start in range(0, len(frames), _BLOCK_FRAMES):
-            part = slice(start, start + _BLOCK_FRAMES)
-            x = ((frames[part] - self.offset) / self.scale - middle).astype(np.float32)
-            code[part] = index.search(x, nearest)[1]
+        x = (frames - self.offset) / self.scale - middle
+        _, code = index.search(x.astype(np.float32), nearest)
         if (code < 0).any():
             raise ValueError("frames must be finite, and codewords as many as are asked for")
         return code
@@ -72,17 +70,12 @@ def codebook_tracks(track_ids, hotness, n: int, seed: int) -> np.ndarray:
 def learn_codebook(
     frames: np.ndarray, codewords: int, passes: int = 3, seed: int = 0, standardise: bool = False
 ) -> Codebook:
-    """Learn a codebook of J ``codewords`` from frames (n x D) by k-means.
+    """Learn a codebook from frames, n x D, by k-means.
 
-    k-means++ on 8 frames per codeword, ten iterations on 256, then ``passes`` on all: as close to
-    the frames as 3 passes of mini-batch k-means, in a tenth of its time. The authors made 3 passes
-    of online Hartigan k-means.
-
-    Parameters
-    ----------
-    standardise : bool
-        Quantise frames of zero mean and unit variance. Off for Echo Nest timbre, as in the paper;
-        on where the dimensions have different units.
+    k-means++ on 8 frames per codeword, ten iterations on 256, then ``passes`` on all frames: as
+    close to them as mini-batch k-means, in a tenth of its time. The authors made 3 passes of
+    online Hartigan k-means. ``standardise`` is for frames whose dimensions have different units;
+    it is off for Echo Nest timbre, as in the paper.
 
     Raises
     ------
@@ -101,19 +94,16 @@ def learn_codebook(
         scale[scale == 0] = 1.0
     x = frames - middle
     x /= scale
-    faiss.omp_set_num_threads(torch.get_num_threads())
     some = np.random.default_rng(seed).permutation(len(x))[: 8 * codewords]
     with kernels.one_blas_thread():  # the number of threads must not decide
         centres, _ = kmeans_plusplus(x[some], codewords, random_state=seed)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    # Of more frames than max_points_per_centroid faiss draws a sample; of fewer than the least
+    # it warns.
+    settings = {"seed": seed, "min_points_per_centroid": 1}
     for iterations, per_codeword in ((10, 256), (passes, len(x))):
-        kmeans = faiss.Kmeans(
-            x.shape[1],
-            codewords,
-            niter=iterations,
-            seed=seed,
-            min_points_per_centroid=1,  # no warning
-            max_points_per_centroid=per_codeword,  # faiss draws a sample where there are more
-        )
+        settings |= {"niter": iterations, "max_points_per_centroid": per_codeword}
+        kmeans = faiss.Kmeans(x.shape[1], codewords, **settings)
         kmeans.train(x, init_centroids=centres)
         centres = kmeans.centroids
     if standardise:
@@ -131,7 +121,7 @@ def histograms(
     progress: Callable[[Sequence[str]], Sequence[str]] = iter,
     checkpoint: Callable | None = None,
 ) -> sp.csr_matrix:
-    """Count the codewords of every track, reading one block of frames at a time.
+    """Count the codewords of every track, reading one block of tracks at a time.
 
     Parameters
     ----------
@@ -152,47 +142,26 @@ def histograms(
     csr_matrix of int32, tracks x J; a track without frames has an empty row.
     """
     ids, found = iter(progress(track_ids)), []
-    for number, begin in enumerate(range(0, len(track_ids), _BLOCK_TRACKS)):
-        size = min(_BLOCK_TRACKS, len(track_ids) - begin)
+    for number, _ in enumerate(range(0, len(track_ids), _BLOCK_TRACKS)):
+        block = list(islice(ids, _BLOCK_TRACKS))
+        shape = len(block), len(codebook.centres)
         kept = checkpoint and checkpoint(f"block {number}", every=0)
         if kept and (state := kept.load()):
-            parts = tuple(np.asarray(state[name]) for name in _PARTS)
-            found.append(sp.csr_matrix(parts, (size, len(codebook.centres))))
-            for _ in islice(ids, size):  # pass over its tracks
-                pass
+            parts = tuple(state[name].numpy() for name in _PARTS)
+            found.append(sp.csr_matrix(parts, shape))
             continue
-        draw = None if frames_per_item is None else np.random.default_rng(seed + number)
-        block = _count(islice(ids, size), read_frames, codebook, frames_per_item, nearest, draw)
-        found.append(block)
+        frames = [read_frames(track) for track in block]
+        if frames_per_item is not None:
+            rng = np.random.default_rng(seed + number)
+            frames = [rng.permutation(x)[:frames_per_item] for x in frames]
+        code = codebook.assign(np.concatenate(frames), nearest).ravel()
+        ends = np.cumsum([0, *(nearest * len(x) for x in frames)])
+        found.append(sp.csr_matrix((np.ones(len(code), np.int32), code, ends), shape))
+        found[-1].sum_duplicates()
         if kept:
-            arrays = {name: torch.from_numpy(getattr(block, name)) for name in _PARTS}
-            kept.save(lambda arrays=arrays: arrays)
+            parts = {name: torch.from_numpy(getattr(found[-1], name)) for name in _PARTS}
+            kept.save(lambda parts=parts: parts)
     return sp.vstack(found, format="csr")
-
-
-def _count(tracks, read_frames, codebook, frames_per_item, nearest, draw) -> sp.csr_matrix:
-    """Return the counts of one block of tracks, holding few of their frames at a time."""
-    parts, pending, held = [], [], 0
-
-    def count():
-        code = codebook.assign(np.concatenate(pending), nearest).ravel()
-        ends = np.cumsum([0, *(nearest * len(frames) for frames in pending)])
-        shape = (len(pending), len(codebook.centres))
-        parts.append(sp.csr_matrix((np.ones(len(code), np.int32), code, ends), shape))
-        parts[-1].sum_duplicates()
-
-    for track in tracks:
-        frames = read_frames(track)
-        if draw is not None and len(frames) > frames_per_item:
-            frames = frames[draw.choice(len(frames), frames_per_item, replace=False)]
-        pending.append(frames)
-        held += len(frames)
-        if held >= _BLOCK_FRAMES:
-            count()
-            pending, held = [], 0
-    if pending:
-        count()
-    return sp.vstack(parts, format="csr")
 
 
 def l1_normalise(counts: sp.csr_matrix) -> np.ndarray:
@@ -203,17 +172,20 @@ def l1_normalise(counts: sp.csr_matrix) -> np.ndarray:
 
 def rows_of(track_ids: np.ndarray, wanted: np.ndarray, counts: sp.csr_matrix) -> sp.csr_matrix:
     """Return the rows of ``counts`` (one per track id) for ``wanted``; unknown ids are empty."""
-    place = {track: row for row, track in enumerate(track_ids)}
-    row = np.array([place.get(track, -1) for track in wanted], dtype=np.int64)
-    known = np.flatnonzero(row >= 0)
-    pick = sp.csr_matrix(
-        (np.ones(len(known), counts.dtype), (known, row[known])),
-        shape=(len(row), counts.shape[0]),
-    )
-    return (pick @ counts).tocsr()
+    empty = sp.csr_matrix((1, counts.shape[1]), dtype=counts.dtype)
+    row = pd.Index(track_ids).get_indexer(wanted)  # -1, the last, where there is none
+    return sp.vstack([counts, empty], format="csr")[row]
 
 
-SCALES = "raw", "root", "tf-idf", "standardised"
+_TRANSFORMERS = {
+    "raw": FunctionTransformer(),
+    "root": FunctionTransformer(np.sqrt),
+    "tf-idf": make_pipeline(
+        TfidfTransformer(norm="l1"), FunctionTransformer(sp.csr_matrix.toarray)
+    ),
+    "standardised": StandardScaler(),
+}
+SCALES = tuple(_TRANSFORMERS)
 
 
 def rescale(scale: str, features: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -223,16 +195,7 @@ def rescale(scale: str, features: np.ndarray, *others: np.ndarray) -> tuple[np.n
     (Hellinger); ``tf-idf`` plays down codewords that most items have; ``standardised`` gives every
     column zero mean and unit variance.
     """
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}: choose one of {', '.join(SCALES)}")
-    transform = {
-        "raw": FunctionTransformer(),
-        "root": FunctionTransformer(lambda x: np.sqrt(np.maximum(x, 0))),
-        "tf-idf": make_pipeline(
-            TfidfTransformer(norm="l1"), FunctionTransformer(lambda x: x.toarray())
-        ),
-        "standardised": StandardScaler(),
-    }[scale]
+    transform = clone(_TRANSFORMERS[scale])
     scaled = [transform.fit_transform(features)]
     scaled += [transform.transform(x) if len(x) else x for x in others]
     return tuple(np.asarray(x, np.float32) for x in scaled)
