@@ -29,14 +29,14 @@ class TagNetwork(nn.Module):
     inputs, tags : int
         J codewords and the size of the vocabulary.
     hidden : sequence of int
-        Widths of the hidden layers; the paper has three of 1,200. None is logistic regression.
+        Widths of the hidden layers; without any it is logistic regression.
     dropout : float
-        Share of hidden units dropped, after each hidden layer.
+        Share of hidden units dropped.
     scale : float
         What inputs are multiplied by.
     authors : bool
-        Weights and biases from N(0, 0.01^2), and one draw of the dropped units for all rows of a
-        mini-batch (authors' code: deep_tagging).
+        Weights and biases from N(0, 0.01^2), and one dropout mask per mini-batch (authors' code:
+        deep_tagging).
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class TagNetwork(nn.Module):
             if authors:
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.normal_(layer.bias, std=0.01)
-                continue
-            # Kaiming: with the authors' N(0, 0.01) the signal of an l1-normalised histogram fades
-            # by a factor of some four per layer, and training starts from a plateau.
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            else:
+                # With N(0, 0.01^2) the signal of an l1-normalised histogram fades by a factor of
+                # some four per layer, and training starts from a plateau.
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def hidden(self, x: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Return the last hidden layer h, n x 1200, or that at a ``depth`` from one up."""
@@ -116,20 +116,16 @@ def train(
     progress: Callable = iter,
     checkpoint=None,
 ) -> tuple[TagNetwork, pd.DataFrame]:
-    """Train the tag network, by AdaGrad if nothing else is asked for.
+    """Train the tag network on l1-normalised histograms (n x J) and binary tags (n x tags).
 
     Parameters
     ----------
-    histograms : array, n x J
-        l1-normalised.
-    tags : csr_matrix, n x tags, binary
     hidden, dropout
         See :class:`TagNetwork`.
     optimiser : str
         ``"adagrad"``, ``"adam"`` or ``"sgd"`` (without momentum).
     authors : bool
-        The authors' variant: see :class:`TagNetwork`, and the songs in the order given, epoch
-        after epoch.
+        The authors' variant: see :class:`TagNetwork`, and the songs in the order given.
     scale_input : bool
         Multiply all histograms by one number that makes their mean l2 norm one. Those of some
         hundred frames over 1,024 codewords have one near 0.2, from which AdaGrad's steps of
@@ -149,48 +145,44 @@ def train(
     """
     if len(histograms) != tags.shape[0]:
         raise ValueError(f"{len(histograms)} histograms for {tags.shape[0]} rows of tags")
-    if optimiser not in _OPTIMISERS:
-        raise ValueError(f"optimiser {optimiser!r} is none of {', '.join(_OPTIMISERS)}")
     torch.manual_seed(seed)
     length = float(np.linalg.norm(histograms, axis=1).mean())
     scale = 1.0 / length if scale_input and length else 1.0
     net = TagNetwork(histograms.shape[1], hidden, tags.shape[1], dropout, scale, authors).to(device)
     settings = {"lr": learning_rate, "fused": device == "cpu"}
     if authors and optimiser == "adagrad":
-        settings["eps"] = 1e-8  # beside the root, as theirs
-    method = _OPTIMISERS[optimiser](net.parameters(), **settings)
+        settings["eps"] = 1e-8  # next to the root, as theirs
+    optimiser = _OPTIMISERS[optimiser](net.parameters(), **settings)
     x = torch.from_numpy(np.ascontiguousarray(histograms, dtype=np.float32))
     y = torch.from_numpy(tags.astype(bool).toarray())
     rng = np.random.default_rng(seed)
+    generator = torch.default_generator if device == "cpu" else torch.cuda.default_generators[torch.device(device).index or 0]
     curve = []
 
     def state():
         return {
             "network": net.state_dict(),
-            "optimiser": method.state_dict(),
-            "curve": curve,
+            "optimiser": optimiser.state_dict(),
+            "dropout": generator.get_state(),
             "order": json.dumps(rng.bit_generator.state),
-            "dropout": torch.get_rng_state(),
-            "dropout on the GPU": torch.cuda.get_rng_state_all() if device != "cpu" else [],
+            "curve": curve,
         }
 
     if checkpoint is not None and (kept := checkpoint.load()) is not None:
         net.load_state_dict(kept["network"])
-        method.load_state_dict(kept["optimiser"])
-        curve = kept["curve"]
+        optimiser.load_state_dict(kept["optimiser"])
+        generator.set_state(kept["dropout"])
         rng.bit_generator.state = json.loads(kept["order"])
-        torch.set_rng_state(kept["dropout"])
-        if device != "cpu":
-            torch.cuda.set_rng_state_all(kept["dropout on the GPU"])
+        curve = kept["curve"]
     for epoch in progress(range(len(curve) + 1, epochs + 1)):
         net.train()
         losses = []
         order = np.arange(len(x)) if authors else rng.permutation(len(x))
         for batch in np.split(order, np.arange(batch_size, len(order), batch_size)):
             loss = tag_loss(net(x[batch].to(device)), y[batch].to(device, torch.float32))
-            method.zero_grad()
+            optimiser.zero_grad()
             loss.backward()
-            method.step()
+            optimiser.step()
             losses.append(loss.detach())
         row = {"epoch": epoch, "training": float(torch.stack(losses).mean(dtype=torch.float64))}
         if watch is not None:
@@ -243,16 +235,10 @@ def logistic(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Fit an l2-penalised logistic regression to each tag: the cheap rival of the network.
 
-    Parameters
-    ----------
-    histograms : array, n x J
-        Multiplied by one number that makes their mean l2 norm one, lest ``penalty`` mean
-        something else for every J.
-    tags : csr_matrix, n x tags, binary
-        A tag of all songs or of none has no regression: its log-odds are constant, counting half
-        a song of the other kind.
-    penalty : float
-        Of ``penalty / 2 ||w||^2`` beside the loss summed over songs; the intercept is free.
+    Histograms (n x J) are multiplied by one number that makes their mean l2 norm one, lest
+    ``penalty`` mean something else for every J: it is that of ``penalty / 2 ||w||^2``, added to
+    the loss summed over songs; the intercept is free. A tag (of n x tags) of all songs or of none
+    has constant log-odds, counting half a song of the other kind.
 
     Returns
     -------
@@ -295,32 +281,19 @@ def per_tag(logits: np.ndarray, tags: sp.csr_matrix, annotate: int = 20, correct
     given = np.zeros_like(truth)
     np.put_along_axis(given, np.argpartition(-score, annotate - 1, axis=1)[:, :annotate], True, 1)
     hits, songs = (given & truth).sum(0), truth.sum(0)
-    with np.errstate(invalid="ignore"):
-        frame = pd.DataFrame(
-            {
-                "songs": songs,
-                "Prec": hits / np.maximum(given.sum(0), 1),
-                "Recall": np.where(songs > 0, hits / np.maximum(songs, 1), np.nan),
-            }
-        )
-    mixed = (songs > 0) & (songs < len(truth))
-    frame["AROC"] = np.nan
-    frame.loc[mixed, "AROC"] = [roc_auc_score(truth[:, t], score[:, t]) for t in mixed.nonzero()[0]]
-    frame["AP"] = np.nan
-    some = np.flatnonzero(songs)
-    frame.loc[some, "AP"] = [average_precision_score(truth[:, t], score[:, t]) for t in some]
+    frame = pd.DataFrame({"songs": songs, "Prec": hits / np.maximum(given.sum(0), 1)})
+    frame["Recall"] = hits / np.where(songs > 0, songs, np.nan)
+    frame[["AROC", "AP"]] = np.nan
+    for tag in np.flatnonzero(songs):
+        if songs[tag] < len(truth):
+            frame.loc[tag, "AROC"] = roc_auc_score(truth[:, tag], score[:, tag])
+        frame.loc[tag, "AP"] = average_precision_score(truth[:, tag], score[:, tag])
     return frame.rename_axis("tag")
 
 
 def summary(per_tag: pd.DataFrame) -> pd.Series:
     """Return the paper's Table 1 row: means over tags; F is that of the two means."""
     precision, recall = per_tag["Prec"].mean(), per_tag["Recall"].mean()
-    return pd.Series(
-        {
-            "Prec": precision,
-            "Recall": recall,
-            "F": 2 * precision * recall / max(precision + recall, 1e-12),
-            "AROC": per_tag["AROC"].mean(),
-            "MAP": per_tag["AP"].mean(),
-        }
-    )
+    f = 2 * precision * recall / max(precision + recall, 1e-12)
+    areas = {"AROC": per_tag["AROC"].mean(), "MAP": per_tag["AP"].mean()}
+    return pd.Series({"Prec": precision, "Recall": recall, "F": f} | areas)
