@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,25 +12,28 @@ from pathlib import Path
 
 import pytest
 
-from repro.pipeline import run as results
+from repro.config import ROOT
+from repro.data.files import exclusive_lock, write_atomically
+from repro.pipeline import run, runner
 
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
-COMMAND = [sys.executable, "-W", "ignore", "-m", "repro", "--profile", "smoke"]
+COMMAND = [sys.executable, "-W", "ignore", "-m", "repro", "--profile", "smoke", "--device", "cpu"]
+NOTEBOOKS = "0[1-6]*"
 
 
 def start(root, log):
     environment = os.environ | {"REPRO_RESULTS": str(root), "REPRO_CHECKPOINT_SECONDS": "0"}
-    return subprocess.Popen(COMMAND, env=environment, cwd=results.ROOT, stdout=log, stderr=log)
+    return subprocess.Popen(COMMAND, env=environment, cwd=ROOT, stdout=log, stderr=log)
 
 
 def digests(root):
     """Return the digest of every artefact, table and figure, by name."""
-    folder = root / "smoke"
-    made = {}
-    for stamp in sorted((folder / "artifacts" / "stamps").glob("0[1-6]*.json")):
-        made |= json.loads(stamp.read_text())["outputs"]
-    kept = ("artifacts/", "tables/", "figures/")
-    return {name: sha for name, sha in made.items() if name.startswith(kept)}
+    return {
+        f"{path.parts[-3]}/{name}": sha
+        for path in sorted((root / "smoke").glob(f"{NOTEBOOKS}/{run.RECORD}"))
+        for name, sha in json.loads(path.read_text())["outputs"].items()
+        if "/" in name
+    }
 
 
 def disturbed(root, kills, seed):
@@ -37,35 +41,32 @@ def disturbed(root, kills, seed):
     draw, hit, log = random.Random(seed), {s.name: 0 for s in SIGNALS}, root / "log"
     while sum(hit.values()) < kills:
         with log.open("ab") as file:
-            run = start(root, file)
+            process = start(root, file)
             try:
-                run.wait(draw.uniform(0.2, 14.0))
+                process.wait(draw.uniform(0.2, 14.0))
             except subprocess.TimeoutExpired:
                 chosen = draw.choice(SIGNALS)
-                run.send_signal(chosen)
-                run.wait(60)
+                process.send_signal(chosen)
+                process.wait(60)
                 hit[chosen.name] += 1
             else:  # it had ended: the next one begins again
-                assert run.returncode == 0, log.read_text()[-2000:]
-                forget(root, draw)
+                assert process.returncode == 0, log.read_text()[-2000:]
+                records = sorted((root / "smoke").glob(f"{NOTEBOOKS}/{run.RECORD}"))
+                draw.choice(records).unlink()
     with log.open("ab") as file:
         assert start(root, file).wait(600) == 0, log.read_text()[-2000:]
     return hit
 
 
-def forget(root, draw):
-    """Remove what a notebook drawn at random has made, so that there is work again."""
-    stamps = sorted((root / "smoke" / "artifacts" / "stamps").glob("0[1-6]*.json"))
-    draw.choice(stamps).unlink()
-
-
-def judge(whole_run, root, kills, seed):
+def same_after(whole_run, root, kills, seed):
+    """Return how often each signal has hit a run that ended as the undisturbed one did."""
     hit = disturbed(root, kills, seed)
     found, expected = digests(root), digests(whole_run)
     different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
     assert expected and not different
     left = [p for p in (root / "smoke").rglob("*") if "partial" in p.name]
-    assert not left, left
+    left += [p for name in ("points", "checkpoints") for p in root.glob(f"smoke/*/{name}")]
+    assert not left
     return hit
 
 
@@ -74,44 +75,45 @@ def judge(whole_run, root, kills, seed):
     "the same command goes on to an undisturbed run's results, to the bit; nothing partial",
 )
 def test_a_few_kills(whole_run, tmp_path):
-    assert sum(judge(whole_run, tmp_path, 5, 1).values()) == 5
+    """Of the two notebooks that are longest, the others being done."""
+    shutil.copytree(whole_run / "smoke", tmp_path / "smoke")
+    for name in ("03_tag_pretraining", "05_baselines"):
+        shutil.rmtree(tmp_path / "smoke" / name)
+    assert sum(same_after(whole_run, tmp_path, 5, 1).values()) == 5
 
 
 @pytest.mark.long
 def test_fifty_kills(whole_run, tmp_path):
     began = time.time()
-    hit = judge(whole_run, tmp_path, 50, 2)
+    hit = same_after(whole_run, tmp_path, 50, 2)
     print(f"{hit} in {time.time() - began:.0f} s")
     assert sum(hit.values()) == 50 and min(hit.values()) > 5
 
 
 @pytest.mark.fault("a second run into the same results", "refused in one line; the first goes on")
-def test_a_second_run_is_refused_while_the_first_is_at_work(tmp_path):
-    with (tmp_path / "log").open("wb") as log:
-        first = start(tmp_path, log)
-        try:
-            lock = tmp_path / "smoke" / "artifacts" / "lock"
-            while not (lock.exists() and "01_data_prep" in (tmp_path / "log").read_text()):
-                assert first.poll() is None
-                time.sleep(0.1)
-            second = subprocess.run(
-                COMMAND,
-                env=os.environ | {"REPRO_RESULTS": str(tmp_path)},
-                cwd=results.ROOT,
-                capture_output=True,
-                text=True,
-            )
-        finally:
-            first.send_signal(signal.SIGTERM)
-            assert first.wait(60) == 130
-    assert second.returncode == 2
-    assert "another run is at work in" in second.stdout and "Traceback" not in second.stderr
-    assert "To go on:  ./run_all.sh --profile smoke" in (tmp_path / "log").read_text()
+def test_a_second_run_is_refused_while_the_first_is_at_work(results_folder, capsys):
+    (results_folder / "smoke").mkdir(parents=True)
+    with exclusive_lock(results_folder / "smoke" / "lock", "busy"):
+        for profile in ("smoke", "smoke+seed1"):
+            assert runner.main(profile, "cpu") == runner.REFUSED
+            told = capsys.readouterr().out.splitlines()[-1]
+            assert told.startswith("Cannot start: another run is at work in")
 
 
-@pytest.mark.fault(
-    "the disk is full", "stops, naming the file; what it had before stays, nothing partial"
-)
+@pytest.mark.fault("SIGTERM, from a batch system perhaps", "stops, saying how to go on")
+def test_sigterm_stops_a_run_and_its_kernel(tmp_path):
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = start(tmp_path, file)
+        while "01_data_prep ..." not in log.read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    assert "To go on:  ./run_all.sh --profile smoke" in log.read_text()
+
+
+@pytest.mark.fault("the disk is full", "stops, naming the file; what it had before stays")
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     """A limit on the size of a file stands in for the disk: the write fails in the same place."""
     program = (
@@ -119,8 +121,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from pathlib import Path\n"
-        "from repro.pipeline.run import atomic\n"
-        "with atomic(Path(sys.argv[1])) as file:\n"
+        f"from {write_atomically.__module__} import write_atomically\n"
+        "with write_atomically(Path(sys.argv[1])) as file:\n"
         "    file.write(bytes(1_000_000))\n"
     )
     path = tmp_path / "out.npz"
@@ -132,9 +134,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
 
 @pytest.mark.fault("results that cannot be written", "refused before any work")
 def test_results_that_cannot_be_written_are_refused(monkeypatch, tmp_path, capsys):
-    from repro.pipeline import runner
-
-    in_the_way = tmp_path / "file"
+    in_the_way = Path(tmp_path / "file")
     in_the_way.write_text("")
-    assert runner.main("smoke", root=Path(in_the_way)) == runner.REFUSED
+    monkeypatch.setenv("REPRO_RESULTS", str(in_the_way))
+    assert runner.main("smoke") == runner.REFUSED
     assert "cannot be written" in capsys.readouterr().out

@@ -1,6 +1,7 @@
-"""What a notebook saves comes back, looks the same twice, and is never half written."""
+"""What a notebook saves comes back, looks the same twice, and lies where it should."""
 
-import json
+import shutil
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from scipy import sparse
 
 from repro import config
+from repro.data.files import sha256, write_json
 from repro.pipeline import report
-from repro.pipeline.run import Checkpoint, Run, alone, atomic, digest, write_json
+from repro.pipeline.run import JOURNAL, RECORD, Checkpoint, Points, Run, Store, read_journal
 
 AWKWARD = "A$AP | <b>Ke$ha</b> & Æ"
 
@@ -21,8 +23,8 @@ def run():
     return Run("01_toy", "smoke", "cpu")
 
 
-def journal(run):
-    return json.loads((run.artifacts / "journal" / f"{run.notebook}.json").read_text("utf-8"))
+def noted(run):
+    return read_journal(run.folder / JOURNAL)
 
 
 def test_arrays_strings_and_scalars_come_back(run):
@@ -37,17 +39,13 @@ def test_arrays_strings_and_scalars_come_back(run):
 @pytest.mark.parametrize("kind", ["csr_array", "csc_array", "csr_matrix", "csc_matrix"])
 def test_sparse_matrices_come_back_as_they_were(run, kind):
     matrix = getattr(sparse, kind)(np.array([[0, 2, 0], [0, 0, 3]], dtype=np.float32))
-    run.save("toy", plays=matrix, empty=sparse.csr_array((4, 5)))
+    run.save("toy", plays=matrix, empty=sparse.csr_array((4, 5)), other=sparse.coo_array(matrix))
     toy = run.load("toy")
     assert type(toy.plays).__name__ == kind
     assert toy.plays.dtype == np.float32
     np.testing.assert_array_equal(toy.plays.toarray(), matrix.toarray())
+    np.testing.assert_array_equal(toy.other.toarray(), matrix.toarray())
     assert toy.empty.shape == (4, 5)
-
-
-def test_other_sparse_formats_become_rows(run):
-    run.save("toy", plays=sparse.coo_array(([1.0], ([0], [2])), shape=(2, 3)))
-    np.testing.assert_array_equal(run.load("toy").plays.toarray(), [[0, 0, 1], [0, 0, 0]])
 
 
 @pytest.mark.parametrize("value", [np.array(["a", None], dtype=object), None, {"a": 1}])
@@ -55,67 +53,36 @@ def test_other_sparse_formats_become_rows(run):
 def test_python_objects_are_refused(run, value):
     with pytest.raises(TypeError, match="'bad' holds Python objects"):
         run.save("toy", bad=value)
-    assert not (run.artifacts / "toy.npz").exists()
+    with pytest.raises(FileNotFoundError, match=r"artifact 'toy' is missing: run .* first"):
+        run.load("toy")
 
 
 def test_same_values_same_bytes(run):
-    path = run.artifacts / "toy.npz"
     digests = set()
     for _ in range(2):
         run.save("toy", x=np.arange(5), plays=sparse.eye_array(3).tocsr())
-        digests.add(digest(path))
+        digests.add(sha256(run.folder / "artifacts" / "toy.npz"))
     assert len(digests) == 1
-    assert journal(run)["outputs"]["artifacts/toy.npz"] == digests.pop()
 
 
-def test_a_missing_artifact_is_named(run):
-    with pytest.raises(FileNotFoundError, match=r"artifact 'nothing' is missing: run .* first"):
-        run.load("nothing")
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic(path) as file:
-        file.write(b"half")
-        raise ZeroDivisionError
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["file"]
-
-
-def test_a_table_is_written_three_ways(run):
+def test_a_table_is_numbers_in_csv_and_typeset_on_the_page(run):
     frame = pd.DataFrame({"model": [AWKWARD, "deep"], "recall": [1 / 3, np.nan], "n": [7, 1234]})
     run.table(frame, "toy", "Recall", note="two users")
     tables = run.folder / "tables"
-    back = pd.read_csv(tables / "toy.csv")
-    pd.testing.assert_frame_equal(back, frame)  # the full precision, names unharmed
+    pd.testing.assert_frame_equal(pd.read_csv(tables / "toy.csv"), frame)  # in full precision
     markdown = (tables / "toy.md").read_text("utf-8")
     row = "| A&#36;AP &#124; &lt;b&gt;Ke&#36;ha&lt;/b&gt; &amp; Æ | 0.333 | 7 |"
     assert row in " ".join(markdown.split())
-    assert "synthetic data" in markdown
-    assert "two users" in markdown
+    assert "synthetic data" in markdown and "two users" in markdown
     latex = (tables / "toy.tex").read_text("utf-8")
-    assert r"A\$AP" in latex
-    assert "0.333" in latex
-    assert r"\begin{tabular}{lrr}" in latex
-
-
-def test_a_table_shows_its_typeset_form_and_keeps_its_numbers(run):
-    frame = pd.DataFrame({"mean": [0.12345]}, index=["deep"]).rename_axis("system")
-    run.table(frame, "toy", "Recall", shown=pd.DataFrame({"R@40": ["**0.123 ±.004**"]}))
-    tables = run.folder / "tables"
-    assert (tables / "toy.csv").read_text("utf-8") == "system,mean\ndeep,0.12345\n"
-    assert "**0.123 ±.004**" in (tables / "toy.md").read_text("utf-8")
-    assert r"\textbf{0.123 ±.004}" in (tables / "toy.tex").read_text("utf-8")
-    run.table(frame, "long", "All of it", shown=False)
-    assert [p.name for p in tables.glob("long.*")] == ["long.csv"]
-
-
-def test_a_table_shows_its_index_if_it_means_something(run, capsys):
-    run.table(pd.DataFrame({"n": [1]}, index=["deep"]), "toy", "Counts")
-    assert "deep" in (run.folder / "tables" / "toy.md").read_text("utf-8")
-    assert "deep" in (run.folder / "tables" / "toy.csv").read_text("utf-8")
-    assert "deep" in capsys.readouterr().out
+    assert r"A\$AP" in latex and "0.333" in latex and r"\begin{tabular}{lrr}" in latex
+    run.table(frame, "other", "Recall", shown=pd.DataFrame({"recall": ["**0.33 ±.01**", "–"]}))
+    assert "**0.33 ±.01**" in (tables / "other.md").read_text("utf-8")
+    assert r"\textbf{0.33 ±.01}" in (tables / "other.tex").read_text("utf-8")
+    run.table(frame, "long", "All", shown=False)
+    assert {path.name for path in tables.glob("long.*")} == {"long.csv"}
+    run.table(pd.DataFrame({"n": [1]}, index=["deep"]), "index", "Counts")
+    assert all("deep" in (tables / f"index.{e}").read_text("utf-8") for e in ("csv", "md", "tex"))
 
 
 @pytest.mark.fault("HTML in a name or a tag", "escaped")
@@ -129,28 +96,72 @@ def test_a_figure_is_the_same_twice_and_closed(run):
     for _ in range(2):
         figure, axes = plt.subplots(figsize=(3, 2))
         axes.plot([1, 3, 2], label="β")
-        axes.legend()
         run.figure(figure, "toy", "A line")
-        digests.append([digest(run.folder / "figures" / f"toy.{e}") for e in ("png", "pdf")])
+        digests.append([sha256(run.folder / "figures" / f"toy.{e}") for e in ("png", "pdf")])
     assert digests[0] == digests[1]
     assert plt.get_fignums() == []
-    assert journal(run)["shown"][-1] == {"kind": "figure", "name": "toy", "caption": "A line"}
+    assert noted(run)["shown"][-1] == {"kind": "figure", "name": "toy", "caption": "A line"}
 
 
-def test_provenance_names_data_and_device(run):
+def test_provenance_names_data_device_and_changes(run):
     assert run.provenance == "synthetic data, smoke test · seed 98765 · cpu"
-    run.fact(fingerprint="0123456789abcdef", users=np.int64(3))
-    later = Run("02_later", "smoke", "cpu")
-    assert later.provenance.endswith("cpu · data 0123456789ab")
-    assert journal(run)["facts"]["users"] == 3
+    run.save("data", digest="0123456789abcdef")
+    assert Run("02_later", "smoke", "cpu").provenance.endswith("cpu · data 0123456789ab")
+    changed = Run("02_later", replace(config.SMOKE, epochs=1), "cpu")
+    assert changed.provenance.endswith("settings changed by hand")
 
 
-def test_checks_are_journaled_or_raise(run, capsys):
+def test_facts_and_checks_are_noted(run, capsys):
+    run.fact(users=np.int64(3))
     run.check("one is one", np.bool_(True))
     with pytest.raises(AssertionError, match="pigs fly"):
         run.check("pigs fly", False)
-    assert journal(run)["checks"] == ["one is one"]
+    record = noted(run)
+    assert record["checks"] == ["one is one"] and record["facts"] == {"users": 3}
+    assert record["seed"] == config.SMOKE.seed and record["peak_mib"] > 1
     assert capsys.readouterr().out == "ok  one is one\n"
+
+
+def test_a_set_up_cell_can_run_twice():
+    """The cell leaves the profile in the variable that it was named by."""
+    profile = "smoke"
+    for _ in range(2):
+        run = Run("01_toy", profile, "cpu")
+        profile = run.profile
+    assert run.profile is config.SMOKE and noted(run)["checks"] == []
+
+
+def test_a_run_by_hand_leaves_what_is_published(results_folder, monkeypatch, capsys):
+    monkeypatch.setenv("REPRO_KEY", "1")
+    published = Run("01_toy", "smoke", "cpu")
+    published.save("toy", x=1)
+    published.folder.rename(results_folder / "smoke" / "01_toy")
+    with pytest.raises(ValueError, match="a changed smoke is for trying by hand"):
+        Run("01_toy", replace(config.SMOKE, epochs=1), "cpu")
+    monkeypatch.delenv("REPRO_KEY")
+    before = {p: p.read_bytes() for p in (results_folder / "smoke").rglob("*") if p.is_file()}
+    for profile in ("smoke", replace(config.SMOKE, epochs=1)):
+        run = Run("01_toy", profile, "cpu")
+        run.banner()
+        told = capsys.readouterr().out
+        run.save("toy", x=2)
+        run.table(pd.DataFrame({"n": [1]}), "toy", "Counts")
+        assert run.folder == results_folder / "scratch" / "smoke" / "01_toy"
+        assert Run("02_later", "smoke", "cpu").load("toy").x == 2
+        assert not told or "Run by hand" in told or "Markdown" in told
+    assert Store(config.SMOKE).load("toy").x == 1
+    after = {p: p.read_bytes() for p in (results_folder / "smoke").rglob("*") if p.is_file()}
+    assert before == after
+
+
+def test_the_world_is_shared_by_companions_unless_it_is_another(results_folder):
+    world = results_folder / "smoke" / "world"
+    assert Run("01_toy", "smoke", "cpu").data == world
+    other = Run("01_toy", "smoke+lenient", "cpu")
+    assert other.data == world and other.folder.parent.name == "smoke+lenient"
+    assert other.provenance == "synthetic data, smoke test +lenient · seed 98765 · cpu"
+    larger = replace(config.SMOKE, world=replace(config.SMOKE.world, users=600))
+    assert Run("01_toy", larger, "cpu").data == results_folder / "scratch" / "smoke" / "world"
 
 
 def test_profile_and_device_fall_back_to_the_environment(monkeypatch):
@@ -159,12 +170,6 @@ def test_profile_and_device_fall_back_to_the_environment(monkeypatch):
     monkeypatch.setenv("REPRO_DEVICE", "cpu")
     run = Run("01_toy")
     assert (run.profile.name, run.device) == ("smoke", "cpu")
-    assert run.data == run.artifacts / "world"
-
-
-def test_an_unknown_profile_lists_the_known():
-    with pytest.raises(ValueError, match="unknown profile 'demmo': choose one of demo, smoke"):
-        Run("01_toy", "demmo")
 
 
 @pytest.mark.fault("a GPU asked for where there is none", "refused in one line")
@@ -175,8 +180,19 @@ def test_an_absent_gpu_is_said(monkeypatch):
     assert Run("01_toy", "smoke", "auto").device == "cpu"
 
 
+@pytest.mark.fault(
+    "a notebook of one copy of the project with another's `repro`", "refused, naming both"
+)
+def test_another_checkouts_notebook_is_refused(tmp_path, monkeypatch):
+    for folder in ("repro", "notebooks"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "notebooks" / "01_toy.ipynb").touch()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    with pytest.raises(ImportError, match=f"{tmp_path}.*{config.ROOT}"):
+        Run("01_toy", "smoke", "cpu")
+
+
 def test_a_synthetic_world_in_the_place_of_real_files_is_called_synthetic(tmp_path, monkeypatch):
-    monkeypatch.setenv("REPRO_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("REPRO_DATA", str(tmp_path))
     real = Run("01_toy", "paper", "cpu")
     assert real.on_the_papers_data and "synthetic" not in real.provenance
@@ -191,14 +207,10 @@ def test_a_companion_differs_in_what_its_name_says():
     other = config.named("demo+seed3")
     assert (other.name, other.seed) == ("demo+seed3", config.DEMO.seed + 3)
     assert (other.world, other.companions) == (config.DEMO.world, ())
-    assert config.named("lastfm+whole").frames_per_item is None
-    assert config.named("smoke+artists").cold_by_artist
     for profile in config.PROFILES.values():
         for suffix in profile.companions:
-            found = config.named(f"{profile.name}+{suffix}")
-            differ = [
-                a["setting"] for a, b in zip(found.table(), profile.table(), strict=True) if a != b
-            ]
+            found = config.named(f"{profile.name}+{suffix}").table()
+            differ = [a for a, b in zip(found, profile.table(), strict=True) if a != b]
             assert len(differ) == 1
 
 
@@ -208,162 +220,98 @@ def test_an_unknown_companion_lists_the_known(name):
         config.named(name)
 
 
-def test_a_companion_has_its_own_results_and_its_bases_world(run):
-    other = Run("01_toy", "smoke+lenient", "cpu")
-    assert other.folder.name == "smoke+lenient"
-    assert other.data == run.data
-    assert other.provenance == "synthetic data, smoke test +lenient · seed 98765 · cpu"
-
-
-def test_companions_are_read_once_they_are_finished(run, tmp_path, monkeypatch):
+def test_companions_are_read_once_they_are_finished(run, results_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("repro.pipeline.run.ROOT", tmp_path)
     for name, metadata in {"01_toy": {}, "02_full": {"repro": {"full": True}}}.items():
         write_json(tmp_path / "notebooks" / f"{name}.ipynb", {"metadata": metadata})
     Run("01_toy", "smoke+seed1", "cpu").save("toy", x=7)
+    folder = results_folder / "smoke+seed1" / "01_toy"
+    shutil.copytree(results_folder / "scratch" / "smoke+seed1" / "01_toy", folder)
     assert run.companions == {}
-    with pytest.raises(
-        FileNotFoundError, match=r"smoke\+seed1 lacks 01_toy: .* smoke --full first"
-    ):
-        run.companion("seed1")
-    folder = run.folder.with_name("smoke+seed1")
-    write_json(folder / "artifacts" / "stamps" / "01_toy.json", {})
-    before = sorted(folder.rglob("*"))
+    write_json(folder / RECORD, {})
     assert list(run.companions) == ["seed1"]
     found = run.companions["seed1"]
     assert (found.load("toy").x, found.profile.seed) == (7, run.profile.seed + 1)
-    assert sorted(folder.rglob("*")) == before  # reading leaves no trace
 
 
-def test_a_trial_is_kept_for_the_run_of_the_same_key_alone(monkeypatch):
-    value = {"x": np.float32(0.1), "y": 1 / 3, "nan": np.nan, "n": np.int64(3), "on": np.True_}
-
-    def trial(key, name="a trial", compute=lambda: value):
-        if key:
-            monkeypatch.setenv("REPRO_KEY", key)
-        return Run("01_toy", "smoke", "cpu").trial(name, compute)
-
-    def never():
-        raise AssertionError("computed")
-
-    assert repr(trial(None)) == repr(trial(None))
-    with pytest.raises(AssertionError, match="computed"):
-        trial("one", compute=never)  # by hand nothing was kept
-    first = trial("one")
-    assert {type(x) for x in first.values()} == {float, int, bool}
-    assert first["x"] == np.float32(0.1)
-    assert repr(trial("one", compute=never)) == repr(first)
-    for key, name in (("two", "a trial"), ("one", "another")):
-        with pytest.raises(AssertionError, match="computed"):
-            trial(key, name, compute=never)
+@pytest.mark.fault("a search's table of finished settings cut short", "the cut row computed again")
+def test_points_go_on_where_they_were(tmp_path):
+    grid = [{"i": i, "where": "DEN"} for i in range(3)]
+    path = tmp_path / "points.jsonl"
+    path.touch()
+    for cut, expected in ((0, [0, 1, 2]), (0, []), (5, [2]), (0, [])):
+        path.write_text(path.read_text()[: -cut or None])
+        points, done = Points(path), []
+        for one in points.todo(grid):
+            points.add(one, {"x": np.float32(one["i"]) / 3, "ok": np.True_})
+            done.append(one["i"])
+        assert done == expected
+    frame = Points(path).frame(grid)
+    assert frame.columns.tolist() == ["i", "where", "x", "ok"]
+    assert frame["x"].tolist() == [float(np.float32(i) / 3) for i in range(3)]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"key": "one"}', '{"key": "one", "resu'])
-@pytest.mark.fault("a trial's file that is broken", "computed again")
-def test_a_corrupt_trial_counts_for_nothing(run, monkeypatch, text):
-    monkeypatch.setenv("REPRO_KEY", "one")
-    run.trial("a trial", lambda: {"x": 1})
-    (path,) = (run.artifacts / "trials" / "01_toy").iterdir()
-    path.write_text(text)
-    assert Run("01_toy", "smoke", "cpu").trial("a trial", lambda: {"x": 2}) == {"x": 2}
-
-
-@pytest.mark.parametrize("value", [None, [1], (1, 2), {"a": 1}, np.arange(3)])
-def test_a_trial_is_flat(run, value):
-    with pytest.raises(TypeError, match="trial 'bad': 'x' is neither a number nor a string"):
-        run.trial("bad", lambda: {"x": value})
-
-
-def test_two_trials_do_not_share_a_name(run, monkeypatch):
-    run.trial("a trial", dict)
-    assert run.trial("a trial", dict) == {}  # by hand a cell may be run again
-    monkeypatch.setenv("REPRO_KEY", "one")
-    with pytest.raises(ValueError, match="two trials are named 'a trial'"):
-        run.trial("a trial", dict)
-
-
-def test_the_page_prefers_the_tables_over_seeds(run):
-    for name in ("headline", "seeds_headline", "verdicts"):
-        run.table(pd.DataFrame({"n": [1]}), name, f"Caption of {name}")
-    made = {name: run.label for name in ("profile", "label", "seed", "device", "threads")}
-    made |= {"versions": {}, "data": None, "commit": "", "notebooks": {}}
-    write_json(run.folder / "notebooks" / "01_toy.ipynb", {"cells": [{"source": "# Toy"}]})
-    head, _, section = report.page(run.folder, made, {"01_toy": journal(run)}, []).partition("##")
-    assert "Caption of seeds_headline" in head and "Caption of verdicts" in head
-    assert "Caption of headline" in section
-    assert "Caption of seeds_headline" not in section and "Caption of verdicts" not in section
-    # One that lies there from another run does not count.
-    one = journal(run) | {"shown": [s for s in journal(run)["shown"] if s["name"] == "headline"]}
-    head, _, _ = report.page(run.folder, made, {"01_toy": one}, []).partition("##")
-    assert "Caption of headline" in head and "seeds" not in head
-
-
-def test_a_readme_gets_the_rows_of_its_tables():
-    def table(profile, name):
-        return f"**{name}**\n\n| {profile} |\n|:--|\n| \\1 |\n\n<small>note</small>\n"
-
-    text = "a\n<!-- results/demo/tables/headline -->\n| old |\n<!-- end -->\nb\n"
-    text += "<!-- results/lastfm+whole/tables/cold_den --><!-- end -->\n"
-    filled = report.readme(text, table)
-    assert "-->\n\n| demo |\n|:--|\n| \\1 |\n\n<!-- end -->\nb\n" in filled
-    assert "| lastfm+whole |" in filled and "note<" not in filled and "| old" not in filled
-    assert report.readme(filled, table) == filled
-    assert report.readme("no markers", table) == "no markers"
-    forgotten = text.replace("<!-- end -->", "", 1)
-    with pytest.raises(ValueError, match="no <!-- end --> after it"):
-        report.readme(forgotten, table)
-
-
-def test_a_checkpoint_is_of_one_run_and_due_in_time(run, monkeypatch, tmp_path):
-    assert run.checkpoint("fit") is None  # by hand nobody knows what it was computed from
-    monkeypatch.setenv("REPRO_KEY", "a" * 64)
-    monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "0")
-    state = {"x": np.arange(3.0), "words": sparse.eye(3, format="csr"), "history": "[1, 2]"}
+def test_points_and_checkpoints_are_kept_for_the_runner_alone(run, monkeypatch):
+    run.points("search").add({"i": 1}, {"x": 1})
+    run.checkpoint("fit", every=0).save(lambda: {"x": torch.arange(3)})
+    assert list(run.points("search").todo([{"i": 1}]))
     assert run.checkpoint("fit").load() is None
-    run.checkpoint("fit").save(lambda: state)
-    found = run.checkpoint("fit").load()
-    assert np.array_equal(found["x"], state["x"]) and found["history"] == "[1, 2]"
-    assert (found["words"] != state["words"]).nnz == 0
-    assert run.checkpoint("other").load() is None
+    monkeypatch.setenv("REPRO_KEY", "1")
+    run = Run("01_toy", "smoke", "cpu")
+    run.points("search").add({"i": 1}, {"x": 1})
+    assert not list(run.points("search").todo([{"i": 1}]))
+    run.checkpoint("fit, DEN", every=0).save(lambda: {"x": torch.arange(3.0), "n": [1, "2"]})
+    found = run.checkpoint("fit, DEN").load()
+    assert torch.equal(found["x"], torch.arange(3.0)) and found["n"] == [1, "2"]
+    assert run.checkpoint("fit DEN").load() is None
+    run.checkpoint("fit, DEN").save(lambda: pytest.fail("too soon"))
     run.device = "cuda"
-    assert run.checkpoint("fit").load() is None
-    run.device = "cpu"
-    monkeypatch.setenv("REPRO_KEY", "b" * 64)
-    assert run.checkpoint("fit").load() is None
-    monkeypatch.setenv("REPRO_CHECKPOINT_SECONDS", "60")
-    run.checkpoint("fit").save(lambda: pytest.fail("too soon"))
-
-
-@pytest.mark.fault("a notebook opened by hand while a run is at work", "refused in one line")
-def test_a_notebook_by_hand_keeps_out_of_a_run(run, monkeypatch):
-    with alone(run.artifacts / "lock", "busy"):
-        for profile in ("smoke", "smoke+seed1"):
-            with pytest.raises(BlockingIOError, match=r"a run is at work in .*smoke: wait"):
-                Run("01_toy", profile, "cpu")
-        monkeypatch.setenv("REPRO_KEY", "a" * 64)
-        Run("01_toy", "smoke", "cpu")  # the run's own
-    monkeypatch.delenv("REPRO_KEY")
-    Run("01_toy", "smoke", "cpu")
+    assert run.checkpoint("fit, DEN").load() is None
 
 
 @pytest.mark.fault("a checkpoint that is broken", "from the beginning")
-def test_a_broken_checkpoint_counts_for_nothing(tmp_path):
-    path = tmp_path / "kept.npz"
-    for content in (b"", b"PK", b"hello" * 99):
+@pytest.mark.parametrize("content", [None, b"", b"PK", b"hello" * 99])
+def test_a_broken_checkpoint_counts_for_nothing(tmp_path, content):
+    path = tmp_path / "kept.pt"
+    if content is not None:
         path.write_bytes(content)
-        assert Checkpoint(path, 0.0).load() is None
+    assert Checkpoint(path, 0.0).load() is None
 
 
-def test_parts_are_computed_once_a_run(run, monkeypatch):
-    monkeypatch.setenv("REPRO_KEY", "a" * 64)
-    asked = []
+def test_a_readme_gets_the_rows_of_its_tables(tmp_path):
+    for profile in ("demo", "lastfm+whole"):
+        table = tmp_path / "results" / profile / "07_seeds" / "tables" / "headline.md"
+        table.parent.mkdir(parents=True)
+        table.write_text(f"**Title**\n\n| {profile} |\n|:--|\n| \\1 |\n\n<small>note</small>\n")
+    text = "a\n<!-- results/demo/07_seeds/tables/headline -->\n| old |\n<!-- end -->\nb\n"
+    text += "<!-- results/lastfm+whole/07_seeds/tables/headline --><!-- end -->\n"
+    filled = report.filled(text, tmp_path)
+    assert "-->\n\n| demo |\n|:--|\n| \\1 |\n\n<!-- end -->\nb\n" in filled
+    assert "| lastfm+whole |" in filled and "note" not in filled and "| old" not in filled
+    assert report.filled(filled, tmp_path) == filled
+    with pytest.raises(ValueError, match="no <!-- end --> after it"):
+        report.filled(text.replace("<!-- end -->", "", 1), tmp_path)
 
-    def compute():
-        asked.append(1)
-        return {"counts": sparse.eye(2, format="csr")}
 
-    for _ in range(2):
-        assert run.part("block 0", compute)["counts"].nnz == 2
-    assert len(asked) == 1
-    monkeypatch.delenv("REPRO_KEY")
-    run.part("block 0", compute)
-    assert len(asked) == 2
+def test_the_page_leads_with_the_tables_over_seeds(tmp_path):
+    names = "headline", "seeds_headline", "verdicts"
+    shown = [{"kind": "table", "name": name, "caption": f"Caption of {name}"} for name in names]
+    about = {name: "toy" for name in ("profile", "label", "seed", "device", "threads", "commit")}
+    about |= {"versions": {}, "facts": {}, "checks": [], "seconds": 1, "peak_mib": 1}
+    record = about | {"shown": shown}
+    write_json(tmp_path / "01_toy" / "01_toy.ipynb", {"cells": [{"source": "# Toy"}]})
+    for name in names:
+        (tmp_path / "01_toy" / "tables").mkdir(exist_ok=True)
+        (tmp_path / "01_toy" / "tables" / f"{name}.md").write_text(f"Caption of {name}\n|a|\n")
+
+    def head_and_section(record):
+        top = [report._top(tmp_path, name, {"01_toy": record}) for name in report.TOP_TABLES]
+        page = report.page(tmp_path, {"01_toy": record}, [], [table for table in top if table])
+        return page.split("## Toy")
+
+    head, section = head_and_section(record)
+    assert "Caption of seeds_headline" in head and "Caption of verdicts" in head
+    assert "Caption of headline" in section and "Caption of seeds_headline" not in section
+    # One that lies there from another run does not count.
+    head, _ = head_and_section(record | {"shown": shown[:1]})
+    assert "Caption of headline" in head and "seeds" not in head
