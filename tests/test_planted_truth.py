@@ -27,24 +27,18 @@ def world(tmp_path_factory):
     plays = (data.plays[users][:, items] > 0).astype(np.int32).tocsr()
     cold = splits.cold_items(len(items), p.cold_fraction, p.seed)
     warm = np.setdiff1d(np.arange(len(items)), cold)
-    train, _, _ = splits.split_pairs(
-        plays[:, warm].tocsr(), p.test_fraction, p.validation_fraction, p.seed
-    )
+    fractions = p.test_fraction, p.validation_fraction, p.seed
+    train, _, _ = splits.split_pairs(plays[:, warm].tocsr(), *fractions)
 
     tracks = data.item_tracks[items]
     teach = data.tag_train & ~np.isin(data.tag_tracks, tracks[cold])
-    sample = vq.codebook_tracks(
-        data.tag_tracks[teach], data.hotness[teach], p.codebook_tracks, p.seed
-    )
+    of_tags = data.tag_tracks[teach]
+    sample = vq.codebook_tracks(of_tags, data.hotness[teach], p.codebook_tracks, p.seed)
     frames = np.concatenate([read(track) for track in sample])
     book = vq.learn_codebook(frames, p.codewords, p.codebook_passes, p.seed)
     shallow = vq.l1_normalise(vq.histograms(read, tracks, book))
-    tagged = vq.l1_normalise(vq.histograms(read, data.tag_tracks[teach], book))
-    net, _ = tagnet.train(
-        tagged, data.tags[teach], hidden=p.hidden, dropout=p.dropout, epochs=p.epochs,
-        learning_rate=p.learning_rate, batch_size=p.batch_size, scale_input=p.scale_input,
-        seed=p.seed,
-    )  # fmt: skip
+    tagged = vq.l1_normalise(vq.histograms(read, of_tags, book))
+    net, _ = tagnet.train(tagged, data.tags[teach], **p.network)
     return SimpleNamespace(
         surplus=wmf.log_surplus(train, p.alpha, p.eps),
         heldout=plays[:, cold].tocsr(),
@@ -62,10 +56,8 @@ def judge(world, theta, beta):
 
 def content_aware(world, content):
     """Return the metrics on cold songs of the model fitted with ``content``."""
-    fitted = wmf.fit(
-        world.surplus, content[world.warm], lambda_theta=10.0, lambda_beta=100.0, lambda_w=10.0,
-        factors=PROFILE.factors, sweeps=PROFILE.sweeps, bias=PROFILE.bias, seed=PROFILE.seed,
-    )  # fmt: skip
+    settings = PROFILE.ridges("DEN") | PROFILE.factorisation
+    fitted = wmf.fit(world.surplus, content[world.warm], **settings)
     return judge(world, fitted.theta, wmf.cold_factors(content[world.cold], fitted.w))
 
 
@@ -73,11 +65,8 @@ def content_aware(world, content):
 def chance(world):
     """Return the metrics of random scores, each user's mean over many draws."""
     rng = np.random.default_rng(0)
-    n_users, n_cold = world.heldout.shape
-    draws = [
-        judge(world, rng.standard_normal((n_users, 16)), rng.standard_normal((n_cold, 16)))
-        for _ in range(30)
-    ]
+    sizes = [(n, 16) for n in world.heldout.shape]
+    draws = [judge(world, *map(rng.standard_normal, sizes)) for _ in range(30)]
     return sum(draws) / len(draws)
 
 
