@@ -9,5 +9,4 @@ for _pool in ("OMP", "MKL", "NUMBA", "RAYON", "LK", "IRSPACK"):
     _name = f"{_pool}_NUM_THREADS" + "_DEFAULT" * (_pool == "IRSPACK")
     os.environ.setdefault(_name, str(CORES))
 
-ALL = ["als", "loss_curve", "poisson", "evaluation", "tag_network", "vq", "paper_shape", "growth"]
-ALL.append("preparation")
+ALL = ["als", "poisson", "evaluation", "tag_network", "vq", "paper_shape", "growth", "preparation"]

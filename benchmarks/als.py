@@ -61,9 +61,8 @@ def check_longest(surplus, theta, songs: int) -> float:
     """Return the largest relative error of the songs with most plays, solved once more."""
     rows = surplus.T.tocsr()
     rows = rows[np.argsort(np.diff(rows.indptr))[-songs:]]
-    found = kernels.solve_rows(
-        torch.from_numpy(theta), kernels.Rows.of(rows, theta.shape[1]), RIDGE
-    ).numpy()
+    listed = kernels.Rows.of(rows, theta.shape[1])
+    found = kernels.solve_rows(torch.from_numpy(theta), listed, RIDGE).numpy()
     expected = solve_slowly(theta, rows, RIDGE)
     error = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
     return float(error.max())

@@ -3,8 +3,7 @@
 Each function is a system: it sets up, then gives one dict for each turn of ``sweeps`` sweeps, with
 the ``seconds`` of those after the first. Songs are solved before users, from the same start, so
 that all exact systems must agree; a library that solves its rows first is given the transposed
-plays for that. ``keep`` also gives the factors, ``curve`` the seconds since the call and the
-objective after every sweep. Everything is imported late: a process times one library.
+plays for that. ``keep`` also gives the factors. Everything is imported late: a process times one library.
 """
 
 from __future__ import annotations
@@ -18,54 +17,41 @@ from . import CORES, world
 
 
 class _Clock:
-    """Seconds since it was made at the ends of sweeps, less those that :meth:`note` takes."""
+    """The ends of sweeps, in seconds since it was made."""
 
-    def __init__(self, surplus=None, ridge: float = 0.0):
-        self.surplus, self.ridge, self.seconds, self.objectives = surplus, ridge, [], []
-        self.began = time.perf_counter()
+    def __init__(self):
+        self.began, self.seconds = time.perf_counter(), []
 
-    def note(self, theta=None, beta=None) -> dict:
-        now = time.perf_counter()
-        self.seconds.append(now - self.began)
-        if self.surplus is not None:
-            import torch
-
-            from repro.models import wmf
-
-            pair = torch.from_numpy(theta), torch.from_numpy(beta)
-            self.objectives.append(wmf.objective(self.surplus, *pair, self.ridge, self.ridge))
-        self.began += time.perf_counter() - now
+    def note(self, *_) -> dict:
+        self.seconds.append(time.perf_counter() - self.began)
         return {}
 
     def turn(self, theta, beta, keep: bool, w=None) -> dict:
         found = {"seconds": np.diff(self.seconds).tolist()}
-        if self.objectives:
-            found["curve"] = list(zip(self.seconds, self.objectives, strict=True))
         return found | ({"theta": theta, "beta": beta, "w": w} if keep else {})
 
 
-def ours(plays, factors, ridge, sweeps=3, keep=True, curve=False, features=None, steps=None):
-    """``repro.models.wmf``; content-aware with ``features`` (a file), approximate with ``steps``."""
+def ours(plays, factors, ridge, sweeps=3, keep=True, features=None):
+    """``repro.models.wmf``, content-aware with ``features`` (a file)."""
     from repro.models import wmf
 
     surplus = world.load(plays, world.SURPLUS)
     h = None if features is None else np.load(features)
     while True:
-        clock = _Clock(surplus if curve else None, ridge)
+        clock = _Clock()
         model = wmf.fit(
             surplus, h, factors=factors, lambda_theta=ridge, lambda_beta=ridge, lambda_w=1.0,
-            bias=False, sweeps=sweeps, validate=clock.note, steps=steps,
+            bias=False, sweeps=sweeps, validate=clock.note,
         )  # fmt: skip
         yield clock.turn(model.theta, model.beta, keep, model.w)
 
 
-def implicit(plays, factors, ridge, sweeps=3, keep=True, curve=False, cg=False):
+def implicit(plays, factors, ridge, sweeps=3, keep=True, cg=False):
     """Implicit's AlternatingLeastSquares, by Cholesky or by its three CG steps."""
     from implicit.cpu.als import AlternatingLeastSquares
     from threadpoolctl import threadpool_limits
 
     confidence = world.load(plays, 1 + world.SURPLUS).T.tocsr()
-    surplus = world.load(plays, world.SURPLUS) if curve else None
     songs, users = confidence.shape
     while True:
         with threadpool_limits(1, "blas"):  # as it asks for
@@ -74,12 +60,8 @@ def implicit(plays, factors, ridge, sweeps=3, keep=True, curve=False, cg=False):
             )
             model.user_factors = np.zeros((songs, factors), np.float32)
             model.item_factors = world.start(users, factors)
-            clock = _Clock(surplus, ridge)
-            model.fit(
-                confidence,
-                show_progress=False,
-                callback=lambda *_: clock.note(model.item_factors, model.user_factors),  # noqa: B023
-            )
+            clock = _Clock()
+            model.fit(confidence, show_progress=False, callback=clock.note)
         yield clock.turn(model.item_factors, model.user_factors, keep)
 
 

@@ -1,12 +1,8 @@
 """Compiled inner loops, and the threads that run them.
 
-One file: numba keeps what it compiled until the file of the compiled function changes, and these
-functions are made of one another.
-
-1. Threads: :func:`parallel_map`, :func:`one_blas_thread`.
-2. SIMD: :class:`Vectors`, and the products that kernels are made of.
-3. Rows of alternating least squares: :class:`Rows`, :func:`solve_rows`.
-4. Ranks: :func:`heldout_ranks`.
+One file, because numba keeps what it compiled until the file of the compiled function changes, and
+these functions are made of one another: threads, SIMD instructions, rows of alternating least
+squares, ranks of held-out items.
 """
 
 from __future__ import annotations
@@ -14,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, wraps
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,6 +21,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from scipy.linalg import solve_triangular
 from threadpoolctl import ThreadpoolController
+
+# ---- Threads: kernels and NumPy release the GIL. For one caller at a time, and not after a fork.
 
 
 @cache
@@ -54,6 +52,16 @@ def parallel_map(task: Callable, chunks: Iterable) -> list:
         return list(_pool(torch.get_num_threads()).map(task, chunks))
 
 
+def compiled(function=None, **options):
+    """Compile a function that runs without the GIL; what the compiler made is kept on disk."""
+    decorate = njit(nogil=True, cache=True, **options)
+    return decorate if function is None else decorate(function)
+
+
+# ---- SIMD. The compiler turns most loops into vector instructions by itself, but not one whose
+# sums are a tile of a matrix, and not at the full width of every processor.
+
+
 def _lanes() -> int:
     try:
         return 16 if binding.get_host_cpu_features().get("avx512f") else 8
@@ -61,31 +69,32 @@ def _lanes() -> int:
         return 8
 
 
-LANES = _lanes()
+LANES = _lanes()  # float32 values in a vector
 PANEL = 8  # rows of a system at a time: enough sums to hide an addition's delay; at most LANES
 
 _FLOAT, _BYTE, _INT, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
 
-def compiled(function=None, **options):
-    """Compile a function that runs without the GIL; what the compiler made is kept on disk."""
-    if function is None:
-        return partial(compiled, **options)
-    return njit(nogil=True, cache=True, **options)(function)
-
-
 def aligned(rows: int, columns: int) -> np.ndarray:
-    """Return zeros, rows x columns, that begin at a cache line."""
+    """Return zeros of float32, rows x columns, that begin at a cache line."""
     space = np.zeros(rows * columns + 16, np.float32)
     skip = -space.ctypes.data % 64 // 4
     return space[skip : skip + rows * columns].reshape(rows, columns)
 
 
 class Vectors:
-    """Instructions on ``LANES`` values at a time; ``args`` has arrays as pointers.
+    """Writes instructions on ``LANES`` float32 values at a time, as a kernel is compiled.
 
-    A place in an array is a sum of numbers and values, given one after the other.
+    ``args`` are the kernel's arguments, arrays as pointers. A place in an array is a sum of
+    numbers and values, given one after the other.
     """
+
+    zero = ir.VectorType(_FLOAT, LANES)(None)
+    iota = ir.VectorType(_INT, LANES)([_INT(lane) for lane in range(LANES)])
+    number, integer = _FLOAT, _INT
+
+    def whole(self, count):
+        return self.builder.udiv(count, _LONG(LANES))
 
     def __init__(self, context, builder, signature, args):
         self.builder, self.done = builder, context.get_dummy_value()
@@ -94,50 +103,33 @@ class Vectors:
             for kind, arg in zip(signature.args, args, strict=True)
         ]
 
-    zero = ir.VectorType(_FLOAT, LANES)(None)
-    iota = ir.VectorType(_INT, LANES)([_INT(lane) for lane in range(LANES)])
-    none = _LONG(0)
-    number, integer, long = _FLOAT, _INT, _LONG
-
-    def whole(self, count):
-        """Return how many vectors so many values are."""
-        return self.builder.udiv(count, _LONG(LANES))
-
-    def times(self, a, number: int):
-        """Return a multiple of a value."""
-        return self.builder.mul(a, _LONG(number))
-
-    def _at(self, pointer, steps, kind):
-        for step in steps:
+    def _at(self, pointer, place, kind):
+        for step in place:
             step = _LONG(step) if isinstance(step, int) else step
             pointer = self.builder.gep(pointer, [step])
         return self.builder.bitcast(pointer, kind.as_pointer())
 
     def load(self, pointer, *place):
-        """Return the vector that begins at a place."""
         return self.builder.load(self._at(pointer, place, self.zero.type), align=4)
 
     def store(self, value, pointer, *place):
-        """Write a vector, or a single value, to a place."""
+        """Write a vector, or a single value."""
         self.builder.store(value, self._at(pointer, place, value.type), align=4)
 
     def value(self, pointer, *place):
-        """Return the one value at a place."""
+        """Load a single value."""
         return self.builder.load(self._at(pointer, place, _FLOAT))
 
-    def broadcast_at(self, pointer, *place):
-        """Return a vector with the value at a place in all lanes."""
-        return self.broadcast(self.value(pointer, *place))
-
-    def lane(self, vector, number: int):
-        """Return one value of a vector."""
-        return self.builder.extract_element(vector, _INT(number))
-
     def broadcast(self, value):
-        """Return a vector with a value in all lanes."""
         first = ir.VectorType(value.type, LANES)(ir.Undefined)
         first = self.builder.insert_element(first, value, _INT(0))
         return self.shuffle(first, first, [0] * LANES)
+
+    def broadcast_at(self, pointer, *place):
+        return self.broadcast(self.value(pointer, *place))
+
+    def lane(self, vector, number: int):
+        return self.builder.extract_element(vector, _INT(number))
 
     def shuffle(self, a, b, lanes):
         """Return the numbered lanes of ``a`` followed by ``b``."""
@@ -145,17 +137,15 @@ class Vectors:
         return self.builder.shuffle_vector(a, b, lanes)
 
     def multiply(self, a, b):
-        """Return a b."""
         return self.builder.fmul(a, b, flags=("contract",))
 
     def multiply_add(self, a, b, c):
-        """Return a b + c."""
+        """Return a b + c, in one instruction where there is one."""
         return self.builder.fadd(self.multiply(a, b), c, flags=("contract",))
 
     def add_to(self, total, a, b):
         """Add a b to a variable."""
-        value = self.multiply_add(a, b, self.builder.load(total))
-        self.builder.store(value, total)
+        self.builder.store(self.multiply_add(a, b, self.builder.load(total)), total)
 
     def count(self, total, mask):
         """Add to a long integer variable the number of lanes where ``mask`` holds."""
@@ -167,129 +157,139 @@ class Vectors:
         """Return what a loop may change; the compiler keeps it in registers."""
         return [cgutils.alloca_once_value(self.builder, value) for value in values]
 
+    def times(self, a, number: int):
+        """Return a multiple of a value."""
+        return self.builder.mul(a, _LONG(number))
+
     def loop(self, count):
         """Return the context of a loop whose ``index`` runs up to ``count``."""
         return cgutils.for_range(self.builder, count)
 
+    def loop_vectors(self, count):
+        """Return that of a loop over ``count`` values, a vector at a time."""
+        return self.loop(self.builder.udiv(count, _LONG(LANES)))
 
-@intrinsic
-def prefetch(typing, array, place):
+
+def simd(write=None, *, returns=types.void):
+    """Make a function for kernels of ``write(v, *args)``, which writes its instructions.
+
+    Arrays are taken as flat, each followed by the place where its part begins (``_at``).
+    """
+    if write is None:
+        return lambda write: simd(write, returns=returns)
+
+    @intrinsic
+    @wraps(write)
+    def typed(typing, *kinds):
+        kinds = [types.int64 if isinstance(kind, types.Integer) else kind for kind in kinds]
+
+        def generate(context, builder, signature, args):
+            v = Vectors(context, builder, signature, args)
+            found = write(v, *v.args)
+            return context.get_dummy_value() if found is None else found
+
+        return returns(*kinds), generate
+
+    return typed
+
+
+@simd
+def prefetch(v, array, place):
     """Ask for the cache line at ``place`` of an array."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        byte = _BYTE.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
-        ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        where = builder.bitcast(builder.gep(v.args[0], [v.args[1]]), byte)
-        builder.call(ask, [where, _INT(0), _INT(3), _INT(1)])  # to read, keep close, data
-        return v.done
-
-    return types.void(array, types.int64), generate
+    byte = _BYTE.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
+    ask = v.builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    where = v.builder.bitcast(v.builder.gep(array, [place]), byte)
+    v.builder.call(ask, [where, _INT(0), _INT(3), _INT(1)])  # to read, keep close, data
 
 
-@intrinsic
-def copy_scaled(typing, source, source_at, scale, count, out, out_at):
+@simd
+def copy_scaled(v, source, source_at, scale, count, out, out_at):
     """Write ``count`` values of ``source`` times ``scale`` to ``out``."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        source, source_at, scale, count, out, out_at = v.args
-        scale = v.broadcast(scale)
-        with v.loop(v.whole(count)) as turn:
-            c = v.times(turn.index, LANES)
-            v.store(v.multiply(scale, v.load(source, source_at, c)), out, out_at, c)
-        return v.done
-
-    n = types.int64
-    return types.void(source, n, types.float32, n, out, n), generate
+    scale = v.broadcast(scale)
+    with v.loop_vectors(count) as turn:
+        c = v.times(turn.index, LANES)
+        v.store(v.multiply(scale, v.load(source, source_at, c)), out, out_at, c)
 
 
-@intrinsic
-def add_product(typing, a, a_at, b, b_at, stride, depth, out, out_at):
-    """Add A'B to PANEL rows of LANES columns of ``out``; A, B and ``out`` have the same stride."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        a, a_at, b, b_at, stride, depth, out, out_at = v.args
-        rows = [v.times(stride, r) for r in range(PANEL)]
-        sums = v.variables(v.load(out, out_at, row) for row in rows)
-        with v.loop(depth) as turn:
-            begin = builder.mul(turn.index, stride)
-            right = v.load(b, b_at, begin)
-            for r, total in enumerate(sums):
-                v.add_to(total, v.broadcast_at(a, a_at, begin, r), right)
-        for row, total in zip(rows, sums, strict=True):
-            v.store(builder.load(total), out, out_at, row)
-        return v.done
-
-    n = types.int64
-    return types.void(a, n, b, n, n, n, out, n), generate
+@simd
+def add_product(v, a, a_at, b, b_at, stride, depth, out, out_at):
+    """Add A'B to PANEL rows of LANES columns of ``out``; all three have the same stride."""
+    rows = [v.times(stride, r) for r in range(PANEL)]
+    sums = v.variables(v.load(out, out_at, row) for row in rows)
+    with v.loop(depth) as turn:
+        begin = v.builder.mul(turn.index, stride)
+        right = v.load(b, b_at, begin)
+        for r, total in enumerate(sums):
+            v.add_to(total, v.broadcast_at(a, a_at, begin, r), right)
+    for row, total in zip(rows, sums, strict=True):
+        v.store(v.builder.load(total), out, out_at, row)
 
 
-@intrinsic
-def add_rows(typing, g, g_at, stride, x, x_at, out, width):
+@simd
+def add_rows(v, g, g_at, stride, x, x_at, out, width):
     """Add the sum of LANES rows of ``g``, each times its value of ``x``, to ``out``."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        g, g_at, stride, x, x_at, out, width = v.args
-        weights = [v.broadcast_at(x, x_at, r) for r in range(LANES)]
-        with v.loop(v.whole(width)) as turn:
-            c = v.times(turn.index, LANES)
-            total = v.load(out, c)
-            for r, weight in enumerate(weights):
-                row = v.load(g, g_at, v.times(stride, r), c)
-                total = v.multiply_add(weight, row, total)
-            v.store(total, out, c)
-        return v.done
-
-    n = types.int64
-    return types.void(g, n, n, x, n, out, n), generate
+    weights = [v.broadcast_at(x, x_at, r) for r in range(LANES)]
+    with v.loop_vectors(width) as turn:
+        c = v.times(turn.index, LANES)
+        total = v.load(out, c)
+        for r, weight in enumerate(weights):
+            total = v.multiply_add(weight, v.load(g, g_at, v.times(stride, r), c), total)
+        v.store(total, out, c)
 
 
 def _dots(rows: int, columns: int):
     """Return the function that writes the products of so many rows of A and of B, LANES in all."""
 
-    @intrinsic
-    def dots(typing, a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride):
-        def generate(context, builder, signature, args):
-            v = Vectors(context, builder, signature, args)
-            a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride = v.args
-            left = [v.times(a_stride, r) for r in range(rows)]
-            right = [v.times(b_stride, r) for r in range(columns)]
-            sums = v.variables([v.zero] * LANES)
-            with v.loop(v.whole(depth)) as turn:
-                c = v.times(turn.index, LANES)
-                x = [v.load(a, a_at, row, c) for row in left]
-                y = [v.load(b, b_at, row, c) for row in right]
-                for place, total in enumerate(sums):
-                    v.add_to(total, x[place // columns], y[place % columns])
-            parts, size = [builder.load(total) for total in sums], LANES
-            while size > 1:  # two vectors of parts of sums become one of parts half as many
-                size //= 2
-                low = [lane for lane in range(2 * LANES) if lane // size % 2 == 0]
-                high = [lane + size for lane in low]
-                parts = [
-                    builder.fadd(v.shuffle(*pair, low), v.shuffle(*pair, high))
-                    for pair in zip(parts[::2], parts[1::2], strict=True)
-                ]
-            if columns == 1:
-                v.store(parts[0], out, out_at)
-            else:
-                for r in range(rows):
-                    row = v.shuffle(*parts * 2, range(r * columns, (r + 1) * columns))
-                    v.store(row, out, out_at, v.times(stride, r))
-            return v.done
-
-        n = types.int64
-        return types.void(a, n, n, b, n, n, n, out, n, n), generate
+    @simd
+    def dots(v, a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride):
+        left = [v.times(a_stride, r) for r in range(rows)]
+        right = [v.times(b_stride, r) for r in range(columns)]
+        sums = v.variables([v.zero] * LANES)
+        with v.loop_vectors(depth) as turn:
+            c = v.times(turn.index, LANES)
+            x = [v.load(a, a_at, row, c) for row in left]
+            y = [v.load(b, b_at, row, c) for row in right]
+            for place, total in enumerate(sums):
+                v.add_to(total, x[place // columns], y[place % columns])
+        parts, size = [v.builder.load(total) for total in sums], LANES
+        while size > 1:  # two vectors of parts of sums become one of parts half as many
+            size //= 2
+            low = [lane for lane in range(2 * LANES) if lane // size % 2 == 0]
+            high = [lane + size for lane in low]
+            parts = [
+                v.builder.fadd(v.shuffle(*pair, low), v.shuffle(*pair, high))
+                for pair in zip(parts[::2], parts[1::2], strict=True)
+            ]
+        if columns == 1:
+            v.store(parts[0], out, out_at)
+        else:
+            for r in range(rows):
+                row = v.shuffle(*parts * 2, range(r * columns, (r + 1) * columns))
+                v.store(row, out, out_at, v.times(stride, r))
 
     return dots
 
 
 dot_tile, dot_column = _dots(LANES // 4, 4), _dots(LANES, 1)
 
+
+# ---- Half a sweep of alternating least squares: all rows of one factor matrix, the other fixed.
+#
+# With Y the fixed factors, c = 1 + s the confidences of a row's plays and n its prior mean, a row
+# minimises sum_i c_i (p_i - y_i.x)^2 + ridge ||x - n||^2 over all columns i (eqs. 1 and 2), that is
+#
+#     (Y'Y + sum s_i y_i y_i' + ridge I) x = sum c_i y_i + ridge n,   sums over the row's plays.
+#
+# Y is first whitened by the Cholesky factor of what all rows share, A = Y'Y + ridge I = L L': with
+# v_i = L^-1 y_i and z = L' x a row is
+#
+#     (I + sum s_i v_i v_i') z = sum c_i v_i + ridge L^-1 n,
+#
+# whose eigenvalues lie between 1 and the highest confidence, so that float32 solves it safely; only
+# the way back, x = L'^-1 z, can lose digits, where A itself is ill-conditioned. With G the rows
+# sqrt(s_i) v_i', a row of at most K plays is solved through I + G G' (Woodbury), a longer one
+# through I + G'G.
 
 _CHUNKS = 64  # of rows: many, so that no thread waits long for the last
 _STRIP = 64  # plays of a long row taken at a time: their factors stay in the nearest cache
@@ -308,7 +308,7 @@ class Rows:
     columns: int
     indptr: torch.Tensor
     indices: torch.Tensor
-    root: torch.Tensor
+    root: torch.Tensor  # of the surplus
     chunks: list[torch.Tensor]
 
     @classmethod
@@ -316,36 +316,43 @@ class Rows:
         """Arrange the rows of ``matrix`` (rows x columns) for solving them with K ``factors``."""
         lengths = np.diff(matrix.indptr)
         order = np.argsort(-lengths, kind="stable")
-        length = lengths[order].astype(np.float64)
         if _on_processor(device):
-            short, long = np.minimum(length, factors), np.maximum(length, factors)
-            gather = 50.0 * factors * length  # in operations, roughly
-            work = np.cumsum(short**2 * long + short**3 / 3 + gather)
-            bounds = np.searchsorted(work, work.max(initial=0) * np.arange(1, _CHUNKS) / _CHUNKS)
+            bounds = _even_bounds(lengths[order].astype(np.float64), factors)
         else:
-            # Rows of a batch are padded to the longest: cut where that would waste a quarter,
-            # and where the dual form begins.
-            bounds, start = [], 0
             order = order[: np.count_nonzero(lengths)]  # the others are at their prior means
-            while start < len(order):
-                ahead = length[start : min(start + _BATCH_FLOATS // factors, len(order))]
-                fits = np.arange(1, len(ahead) + 1) * ahead[0] * factors <= _BATCH_FLOATS
-                like = (1.25 * ahead + 4 >= ahead[0]) & ((ahead > factors) == (ahead[0] > factors))
-                start += max(1, int(np.count_nonzero(fits & like)))
-                bounds.append(start)
-        return cls(
-            matrix.shape[1],
-            *(torch.from_numpy(part).to(device) for part in (
-                matrix.indptr.astype(np.int64),
-                matrix.indices.astype(np.int32, copy=False),
-                np.sqrt(matrix.data).astype(np.float32),
-            )),
-            [torch.from_numpy(chunk).to(device) for chunk in np.split(order, bounds) if len(chunk)],
-        )  # fmt: skip
+            bounds = _batch_bounds(lengths[order], factors)
+        chunks = [chunk for chunk in np.split(order, bounds) if len(chunk)]
+        indptr, indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
+        arrays = indptr, indices, np.sqrt(matrix.data).astype(np.float32)
+        arrays, chunks = ([torch.from_numpy(x).to(device) for x in xs] for xs in (arrays, chunks))
+        return cls(matrix.shape[1], *arrays, chunks)
 
 
-def solve_rows(fixed, rows: Rows, ridge: float, prior=None, start=None, steps=None) -> torch.Tensor:
-    """Solve all rows at once, in float32 and on all cores or the GPU.
+def _even_bounds(length, factors: int):
+    """Cut rows by falling length into chunks of about the same number of operations."""
+    short, long = np.minimum(length, factors), np.maximum(length, factors)
+    gather = 50.0 * factors * length
+    work = np.cumsum(short**2 * long + short**3 / 3 + gather)
+    return np.searchsorted(work, work.max(initial=0) * np.arange(1, _CHUNKS) / _CHUNKS)
+
+
+def _batch_bounds(length, factors: int):
+    """Cut rows by falling length into batches, which are padded to their longest row.
+
+    A cut is made where padding would waste a quarter, and where the dual form begins.
+    """
+    bounds, start = [], 0
+    while start < len(length):
+        ahead = length[start : start + _BATCH_FLOATS // factors].astype(np.float64)
+        fits = np.arange(1, len(ahead) + 1) * ahead[0] * factors <= _BATCH_FLOATS
+        like = (1.25 * ahead + 4 >= ahead[0]) & ((ahead > factors) == (ahead[0] > factors))
+        start += max(1, int(np.count_nonzero(fits & like)))
+        bounds.append(start)
+    return bounds
+
+
+def solve_rows(fixed, rows: Rows, ridge: float, prior=None) -> torch.Tensor:
+    """Solve all rows, eq. (1) or with a prior eq. (2), in float32 on all cores or the GPU.
 
     Parameters
     ----------
@@ -353,10 +360,7 @@ def solve_rows(fixed, rows: Rows, ridge: float, prior=None, start=None, steps=No
     rows : Rows
     ridge : float
     prior : tensor, rows x K, optional
-    start : tensor, rows x K
-        The rows as they are, from which the approximate solver sets out.
-    steps : int, optional
-        Take so many steps of conjugate gradients from ``start`` in place of solving exactly.
+        Prior means; zero when absent.
 
     Returns
     -------
@@ -365,20 +369,19 @@ def solve_rows(fixed, rows: Rows, ridge: float, prior=None, start=None, steps=No
     if len(fixed) != rows.columns:
         raise ValueError(f"{len(fixed)} fixed factors for {rows.columns} columns")
     if not _on_processor(fixed.device):
-        if steps is not None:
-            raise ValueError("the approximate solver runs on the CPU: leave steps out on a GPU")
         return _solve_batches(fixed, rows, ridge, prior)
     with one_blas_thread():
-        return torch.from_numpy(_solve_chunks(fixed, rows, ridge, prior, start, steps))
+        return torch.from_numpy(_solve_chunks(fixed, rows, ridge, prior))
 
 
-def _solve_chunks(fixed, rows: Rows, ridge, prior, start, steps) -> np.ndarray:
-    y, plays = fixed.numpy(), (rows.indptr.numpy(), rows.indices.numpy(), rows.root.numpy())
+def _solve_chunks(fixed, rows: Rows, ridge, prior) -> np.ndarray:
+    y, plays = fixed.numpy(), tuple(x.numpy() for x in (rows.indptr, rows.indices, rows.root))
     k = y.shape[1]
     blocks = [slice(begin, begin + 4096) for begin in range(0, len(y), 4096)]
-    grams = parallel_map(lambda block: _gram(y[block].astype(np.float64)), blocks)
-    lower = np.linalg.cholesky(sum(grams, ridge * np.eye(k)))
-    inverse = solve_triangular(lower, np.eye(k), lower=True)
+    wide = (y[block].astype(np.float64) for block in blocks)
+    grams = parallel_map(lambda block: block.T @ block, wide)
+    inverse = np.linalg.cholesky(sum(grams, ridge * np.eye(k)))
+    inverse = solve_triangular(inverse, np.eye(k), lower=True)
     white = aligned(len(y), k + -k % LANES)
 
     def whiten(block):
@@ -393,30 +396,18 @@ def _solve_chunks(fixed, rows: Rows, ridge, prior, start, steps) -> np.ndarray:
         z = aligned(len(chunk), white.shape[1])
         if prior is not None:
             z[:, :k] = ridge * prior.numpy()[chunk] @ inverse.T
-        if steps is None:
-            _solve_rows(chunk, *plays, white, z, k, *_room(longest, k))
-        else:
-            mean = z.copy()
-            z[:, :k] = start.numpy()[chunk] @ lower.astype(np.float32)
-            width, most = white.shape[1], longest + LANES
-            room = [aligned(1, n)[0] for n in (most * width, most, most)] + [aligned(4, width)]
-            _step_rows(chunk, *plays, white, z, mean, steps, *room)
+        _solve_rows(chunk, plays, white, z, k, _room(min(longest, k), k))
         x[chunk] = z[:, :k] @ inverse
 
     parallel_map(solve_chunk, rows.chunks)
     return x
 
 
-def _gram(y):
-    return y.T @ y
-
-
-def _room(longest: int, k: int) -> list[np.ndarray]:
+def _room(side: int, k: int) -> tuple[np.ndarray, ...]:
     """Return space for the gathered factors, a system, its multiples and its solution."""
-    side = min(longest, k)
     gathered = max((side + LANES) * (k + -k % LANES), _STRIP * _stride(k))
     system = (side + LANES) * _stride(k)
-    return [aligned(1, n)[0] for n in (gathered, system, system, side + 3 * LANES)]
+    return tuple(aligned(1, n)[0] for n in (gathered, system, system, side + 3 * LANES))
 
 
 @compiled
@@ -427,26 +418,28 @@ def _stride(side):
 
 
 @compiled
-def _solve_rows(rows, indptr, indices, root, white, z, k, g, system, multiples, x):
+def _solve_rows(rows, plays, white, z, k, room):
     """Replace the prior means in ``z``, one for each of the listed rows, by the solutions."""
+    indptr, indices, root = plays
+    g, system, multiples, x = room
     width = white.shape[1]
     for turn in range(len(rows)):
         if turn + 1 < len(rows):  # the next row's factors come in while this one is solved
             first = indptr[rows[turn + 1]]
             for play in range(first, min(first + _STRIP, indptr[rows[turn + 1] + 1])):
                 _prefetch_row(white, indices[play])
-        plays = slice(indptr[rows[turn]], indptr[rows[turn] + 1])
-        length = plays.stop - plays.start
+        part = slice(indptr[rows[turn]], indptr[rows[turn] + 1])
+        length = part.stop - part.start
         side = min(length, k)
         stride = _stride(side)
         system[: (side + PANEL) * stride] = 0
         if length <= k:
-            _short_system(indices[plays], root[plays], white, z[turn], g, system, stride)
+            _short_system(indices[part], root[part], white, z[turn], g, system, stride)
             _eliminate(system, multiples, side, stride, x)
             for play in range(0, side, LANES):
                 add_rows(g, play * width, width, x, play, z[turn], width)
         else:
-            _long_system(indices[plays], root[plays], white, z[turn], g, system, k, stride)
+            _long_system(indices[part], root[part], white, z[turn], g, system, k, stride)
             _eliminate(system, multiples, side, stride, x)
             z[turn, :k] = x[:k]
 
@@ -532,34 +525,26 @@ def _finish(first: bool):
     The ``first`` have the panel's own triangle, at ``own``, and make its multiples.
     """
 
-    @intrinsic
-    def finish(typing, system, multiples, stride, own, at):
-        def generate(context, builder, signature, args):
-            v = Vectors(context, builder, signature, args)
-            system, multiples, stride, own, at = v.args
-            rows = [v.times(stride, r) for r in range(PANEL)]
-            x = [v.load(system, at, row) for row in rows]
-            for r, row in enumerate(rows):
-                v.store(x[r], system, at, row)
+    @simd
+    def finish(v, system, multiples, stride, own, at):
+        rows = [v.times(stride, r) for r in range(PANEL)]
+        x = [v.load(system, at, row) for row in rows]
+        for r, row in enumerate(rows):
+            v.store(x[r], system, at, row)
+            if first:
+                inverse = v.builder.fdiv(_FLOAT(-1.0), v.lane(x[r], r))
+                factors = v.multiply(v.broadcast(inverse), x[r])
+                v.store(factors, multiples, at, row)
+                v.store(inverse, multiples, at, row, r)
+            else:
+                scale = v.broadcast_at(multiples, own, row, r)
+                v.store(v.multiply(scale, x[r]), multiples, at, row)
+            for below in range(r + 1, PANEL):
                 if first:
-                    inverse = builder.fdiv(v.number(-1.0), v.lane(x[r], r))
-                    factors = v.multiply(v.broadcast(inverse), x[r])
-                    v.store(factors, multiples, at, row)
-                    v.store(inverse, multiples, at, row, r)
+                    factor = v.broadcast(v.lane(factors, below))
                 else:
-                    v.store(
-                        v.multiply(v.broadcast_at(multiples, own, row, r), x[r]), multiples, at, row
-                    )
-                for below in range(r + 1, PANEL):
-                    if first:
-                        factor = v.broadcast(v.lane(factors, below))
-                    else:
-                        factor = v.broadcast_at(multiples, own, row, below)
-                    x[below] = v.multiply_add(factor, x[r], x[below])
-            return v.done
-
-        n = types.int64
-        return types.void(system, multiples, n, n, n), generate
+                    factor = v.broadcast_at(multiples, own, row, below)
+                x[below] = v.multiply_add(factor, x[r], x[below])
 
     return finish
 
@@ -567,80 +552,21 @@ def _finish(first: bool):
 _finish_first, _finish_next = _finish(True), _finish(False)
 
 
-@intrinsic
-def _substitute(typing, multiples, at, right, stride, count, x, x_at):
+@simd
+def _substitute(v, multiples, at, right, stride, count, x, x_at):
     """Take LANES unknowns of ``x`` from the last to the first; those after ``count`` are zero."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        multiples, at, right, stride, count, x, x_at = v.args
-        rows = [v.times(stride, r) for r in range(LANES)]
-        found = [
-            builder.fsub(v.value(x, x_at, r), v.value(multiples, right, row))
-            for r, row in enumerate(rows)
-        ]
-        for r in reversed(range(LANES)):
-            there = builder.icmp_signed("<", v.long(r), count)
-            found[r] = builder.select(there, found[r], v.number(0.0))
-            v.store(found[r], x, x_at, r)
-            for above in range(r):
-                factor = v.value(multiples, at, rows[above], r)
-                found[above] = v.multiply_add(factor, found[r], found[above])
-        return v.done
-
-    n = types.int64
-    return types.void(multiples, n, n, n, n, x, n), generate
-
-
-@compiled
-def _step_rows(rows, indptr, indices, root, white, z, mean, steps, g, target, none, room):
-    """Take ``steps`` of conjugate gradients from ``z``, without any row's Gram matrix."""
-    width = white.shape[1]
-    residual, direction, product, weights = room[0], room[1], room[2], room[3]
-    for turn in range(len(rows)):
-        plays = slice(indptr[rows[turn]], indptr[rows[turn] + 1])
-        n = plays.stop - plays.start
-        _gather(indices[plays], root[plays], white, g, width)
-        g[n * width : (n + LANES) * width] = 0
-        target[n : n + LANES] = 0
-        for play in range(n):
-            target[play] = root[plays.start + play] + 1 / root[plays.start + play]
-        x = z[turn]
-        residual[:] = mean[turn] - x
-        _add_misses(g, n, width, x, target, weights, residual)
-        direction[:] = residual
-        norm = _inner(residual, residual)
-        enough = np.float32(1e-13) * norm  # no float32 residual gets much smaller
-        for _ in range(steps):
-            if norm <= enough:
-                break
-            product[:] = -direction  # and, in a moment, minus the system's product with it
-            _add_misses(g, n, width, direction, none, weights, product)
-            step = -norm / _inner(direction, product)
-            for c in range(width):
-                x[c] += step * direction[c]
-                residual[c] += step * product[c]
-            before, norm = norm, _inner(residual, residual)
-            for c in range(width):
-                direction[c] = residual[c] + norm / before * direction[c]
-
-
-@compiled
-def _add_misses(g, n, width, x, target, weights, out):
-    """Add G'(target - G x) to ``out``, for ``n`` rows of G and zeros after them."""
-    for play in range(0, n, LANES):
-        dot_column(g, play * width, width, x, 0, 0, width, weights, 0, 0)
-        for row in range(LANES):
-            weights[row] = target[play + row] - weights[row]
-        add_rows(g, play * width, width, weights, 0, out, width)
-
-
-@compiled(fastmath={"reassoc", "contract"})
-def _inner(a, b):
-    total = np.float32(0)
-    for c in range(len(a)):
-        total += a[c] * b[c]
-    return total
+    rows = [v.times(stride, r) for r in range(LANES)]
+    found = [
+        v.builder.fsub(v.value(x, x_at, r), v.value(multiples, right, row))
+        for r, row in enumerate(rows)
+    ]
+    for r in reversed(range(LANES)):
+        there = v.builder.icmp_signed("<", _LONG(r), count)
+        found[r] = v.builder.select(there, found[r], _FLOAT(0.0))
+        v.store(found[r], x, x_at, r)
+        for above in range(r):
+            factor = v.value(multiples, at, rows[above], r)
+            found[above] = v.multiply_add(factor, found[r], found[above])
 
 
 def _solve_batches(fixed, rows: Rows, ridge, prior) -> torch.Tensor:
@@ -684,6 +610,8 @@ def _solve_spd(gram, right):
     return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
 
 
+# ---- Ranks of held-out items, by counting, without sorting.
+
 _USERS, _ITEMS = 256, 1024  # of a tile of scores, which stays in cache
 
 
@@ -695,7 +623,7 @@ def heldout_ranks(theta, beta, held: sp.csr_matrix, out: sp.csr_matrix) -> np.nd
 
     Parameters
     ----------
-    theta, beta : arrays of float32, users x K and items x K
+    theta, beta : arrays of float32, users x K and items x K, C-contiguous
     held, out : csr_matrix, users x items
         Pairs to rank, and others that stay off the lists; none may be in both.
 
@@ -716,54 +644,45 @@ def heldout_ranks(theta, beta, held: sp.csr_matrix, out: sp.csr_matrix) -> np.nd
     place = np.empty_like(order)
     place[order] = np.arange(len(order), dtype=np.int32)
     columns, longest = np.ascontiguousarray(beta[order].T), longest[order]
-    ranks = np.zeros(held.nnz, np.int64)
-    pairs = theta, beta, held.indptr, held.indices, np.empty(held.nnz), ranks
-    users = np.flatnonzero(np.diff(held.indptr))
-
+    excluded = out.indptr, place[out.indices]
+    pairs = held.indptr, held.indices, np.empty(held.nnz), np.zeros(held.nnz, np.int64)
     width = min(_ITEMS, len(beta) + -len(beta) % 64)
 
-    def count(block):
-        listed, room = theta[block], aligned(len(block), width)
-        taken = np.empty((out.indptr[block + 1] - out.indptr[block]).sum(), np.int32)
-        ends = np.empty(len(block), np.int64)
-        _start(block, out.indptr, out.indices, place, taken, ends, *pairs)
+    def count(users):
+        listed, scores = theta[users], aligned(len(users), width)
+        _score_held(users, theta, beta, pairs)
         for first in range(0, len(beta), _ITEMS):
             n = min(_ITEMS, len(beta) - first)
-            np.matmul(listed, columns[:, first : first + n], out=room[:, :n])
-            room[:, n:] = -np.inf
-            bound = length[block] * longest[first]
-            _add_tile(room, first, n, block, bound, order, place, taken, ends, *pairs)
+            np.matmul(listed, columns[:, first : first + n], out=scores[:, :n])
+            scores[:, n:] = -np.inf
+            bound = length[users] * longest[first]
+            tile = scores, first, n, bound
+            _add_tile(tile, users, (theta, beta), (order, place), excluded, pairs)
 
+    users = np.flatnonzero(np.diff(held.indptr))
     parallel_map(count, (users[i : i + _USERS] for i in range(0, len(users), _USERS)))
-    return ranks
+    return pairs[-1]
 
 
 @compiled
-def _start(
-    users, out_indptr, out_indices, place, taken, ends, theta, beta, indptr, indices, own, _
-):
-    """Score the users' held-out items; list where the tiles have the excluded ones."""
-    end = 0
-    for row, user in enumerate(users):
+def _score_held(users, theta, beta, pairs):
+    indptr, indices, own, _ = pairs
+    for user in users:
         for entry in range(indptr[user], indptr[user + 1]):
             own[entry] = _exact_score(theta[user], beta[indices[entry]])
-        begin, end = end, end + out_indptr[user + 1] - out_indptr[user]
-        for spot in range(begin, end):
-            taken[spot] = place[out_indices[out_indptr[user] + spot - begin]]
-        ends[row] = end
 
 
 @compiled
-def _add_tile(
-    scores, first, n, users, bound, order, place, taken, ends,
-    theta, beta, indptr, indices, own, ranks,
-):  # fmt: skip
+def _add_tile(tile, users, factors, songs, excluded, pairs):
     """Add to the rank of the users' held-out items the ones of this tile listed above them."""
-    end = 0
+    scores, first, n, bound = tile
+    theta, beta = factors
+    order, place = songs
+    out_indptr, taken = excluded
+    indptr, indices, own, ranks = pairs
     for row, user in enumerate(users):
         score = scores[row]
-        begin, end = end, ends[row]
-        for spot in range(begin, end):
+        for spot in range(out_indptr[user], out_indptr[user + 1]):
             if first <= taken[spot] < first + n:
                 score[taken[spot] - first] = -np.inf
         # A float32 sum of K products is this near, in whatever order it is summed.
@@ -788,29 +707,16 @@ def _add_tile(
                         ranks[entry] += exact > own[entry] or equal_first
 
 
-@compiled
-def _count(score, at, n, low, high):
-    both = _count_both(score, at, n, low, high)
-    return both >> 32, both & 0xFFFFFFFF
-
-
-@intrinsic
-def _count_both(typing, score, at, n, low, high):
-    """Count the scores above ``high`` and, in the lower half of the result, from ``low`` on."""
-
-    def generate(context, builder, signature, args):
-        v = Vectors(context, builder, signature, args)
-        score, at, n, low, high = v.args
-        low, high = v.broadcast(low), v.broadcast(high)
-        above, near = v.variables([v.none, v.none])
-        with v.loop(v.whole(n)) as turn:
-            value = v.load(score, at, v.times(turn.index, LANES))
-            v.count(above, builder.fcmp_ordered(">", value, high))
-            v.count(near, builder.fcmp_ordered(">=", value, low))
-        return builder.or_(builder.shl(builder.load(above), v.long(32)), builder.load(near))
-
-    real = types.float32
-    return types.int64(score, types.int64, types.int64, real, real), generate
+@simd(returns=types.UniTuple(types.int64, 2))
+def _count(v, score, at, n, low, high):
+    """Count the scores above ``high``, and those from ``low`` on."""
+    low, high = v.broadcast(low), v.broadcast(high)
+    above, near = v.variables([_LONG(0), _LONG(0)])
+    with v.loop_vectors(n) as turn:
+        value = v.load(score, at, v.times(turn.index, LANES))
+        v.count(above, v.builder.fcmp_ordered(">", value, high))
+        v.count(near, v.builder.fcmp_ordered(">=", value, low))
+    return cgutils.pack_array(v.builder, [v.builder.load(above), v.builder.load(near)])
 
 
 @compiled

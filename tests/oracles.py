@@ -47,3 +47,21 @@ def ranks_slowly(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarra
         place[listed] = np.arange(len(listed))
         ranks.append(place[heldout[[user]].indices])
     return np.concatenate(ranks)
+
+
+def plays_of(lengths, n_items: int, seed: int = 0, most: int = 1) -> sp.csr_matrix:
+    """Return plays whose user ``u`` has ``lengths[u]`` items, played 1 to ``most`` times."""
+    rng = np.random.default_rng(seed)
+    plays = np.zeros((len(lengths), n_items), np.int32)
+    for row, length in zip(plays, lengths, strict=True):
+        row[rng.choice(n_items, length, replace=False)] = rng.integers(1, most + 1, length)
+    return sp.csr_matrix(plays)
+
+
+def apart(found, expected, terms=0.0) -> float:
+    """Return the largest distance of a row from what it should be, relative to its length.
+
+    ``terms`` bounds what the row was summed from: where that cancels, float32 cannot do better.
+    """
+    length = np.maximum(np.linalg.norm(expected, axis=1), terms)
+    return (np.linalg.norm(found - expected, axis=1) / np.where(length > 0, length, 1.0)).max()

@@ -15,7 +15,6 @@ c_ui        ``1 + surplus[u, i]``    the surplus is stored for the observed pair
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 
@@ -69,7 +68,7 @@ class ContentPrior:
     """
 
     def __init__(self, features, lambda_w: float, bias: bool):
-        self.lambda_w, self.bias = lambda_w, bias
+        self.lambda_w = lambda_w
         h = np.asarray(features, dtype=np.float32)
         self.features = np.column_stack([h, np.ones(len(h), np.float32)]) if bias else h
         self.penalty = np.ones(self.features.shape[1])
@@ -121,18 +120,12 @@ class ContentPrior:
 
 
 class FixedPrior:
-    """Prior means that are given, not learned: the topic proportions of CTR (Wang and Blei 2011).
-
-    Parameters
-    ----------
-    means : array, items x K
-    """
+    """Prior means, items x K, that are given: the topic proportions of CTR (Wang and Blei 2011)."""
 
     def __init__(self, means, device: str = "cpu"):
         self.means = torch.from_numpy(np.array(means, dtype=np.float32)).to(device)
 
     def mean(self, w: None) -> torch.Tensor:
-        """Return the prior means, items x K; there is no map to learn."""
         return self.means
 
 
@@ -159,19 +152,17 @@ def objective(surplus, theta, beta, lambda_theta, lambda_beta, prior=None, w=Non
     ----------
     surplus : csr_matrix, users x items
     theta, beta : tensors, users x K and items x K
-    prior : ContentPrior, optional
+    prior : ContentPrior or FixedPrior, optional
     w : tensor, optional
     """
     t, b = theta.double(), beta.double()
     total = float(((t.T @ t) * (b.T @ b)).sum())  # the sum of all squared predictions
-    users = torch.from_numpy(np.repeat(np.arange(surplus.shape[0]), np.diff(surplus.indptr)))
-    items = torch.from_numpy(surplus.indices.astype(np.int64))
-    confidence = torch.from_numpy(surplus.data).double() + 1.0
-    for u, i, c in zip(
-        users.split(2**19), items.split(2**19), confidence.split(2**19), strict=True
-    ):
-        p = (theta[u.to(theta.device)] * beta[i.to(beta.device)]).sum(1).double()
-        total += float((c.to(p.device) * (1.0 - p) ** 2 - p**2).sum())
+    pairs = surplus.tocoo()
+    for begin in range(0, pairs.nnz, 2**19):
+        block = slice(begin, begin + 2**19)
+        u, i, s = (torch.from_numpy(x[block]) for x in (pairs.row, pairs.col, pairs.data))
+        p = (theta[u.to(theta.device)] * beta[i.to(theta.device)]).sum(1).double()
+        total += float(((1.0 + s.to(p.device).double()) * (1.0 - p) ** 2 - p**2).sum())
     total += lambda_theta * float((t**2).sum())
     gap = b if prior is None else b - prior.mean(w).double()
     total += lambda_beta * float((gap**2).sum())
@@ -193,7 +184,6 @@ def fit(
     sweeps: int = 10,
     seed: int = 0,
     device: str = "cpu",
-    steps: int | None = None,
     trace: bool = False,
     validate: Callable[[np.ndarray, np.ndarray], dict] | None = None,
     start: Factors | None = None,
@@ -216,9 +206,6 @@ def fit(
         K.
     lambda_theta, lambda_beta, lambda_w, bias
         Precisions of the priors; see :class:`ContentPrior` for the last two.
-    steps : int, optional
-        Solve a row approximately, by so many steps of conjugate gradients (2 or 3 do) that set
-        out from its value in the last sweep; exactly when absent.
     trace : bool
         Record the objective after every half-step.
     validate : callable, optional
@@ -232,8 +219,59 @@ def fit(
     Returns
     -------
     Factors
+        ``history`` has one row per step of the fit: sweep, step, and the objective or what
+        ``validate`` gave.
     """
+    _check(surplus, features, means, factors, lambda_theta, lambda_beta)
     n_users, n_items = surplus.shape
+    draw = np.random.default_rng(seed).standard_normal((n_users, factors)) * 0.01
+    theta = torch.from_numpy(draw.astype(np.float32)).to(device)
+    beta, w, prior = torch.zeros(n_items, factors, device=device), None, None
+    by_user = kernels.Rows.of(surplus, factors, device)
+    by_item = kernels.Rows.of(surplus.T.tocsr(), factors, device)
+    if means is not None:
+        prior = FixedPrior(means, device)
+    elif features is not None:
+        prior = ContentPrior(features, lambda_w, bias)
+        w = torch.zeros(prior.features.shape[1], factors, device=device)
+    if start is not None:
+        theta = torch.from_numpy(start.theta).to(device)
+        w = None if w is None else torch.from_numpy(start.w).to(device)
+    done, history = 0, []
+    if checkpoint is not None and (kept := checkpoint.load()) is not None:
+        done, history = kept["sweep"], kept["history"]
+        theta, beta, w = (x if x is None else x.to(device) for x in kept["factors"])
+
+    def note(step):
+        if trace:
+            value = objective(surplus, theta, beta, lambda_theta, lambda_beta, prior, w)
+            history.append({"sweep": sweep, "step": step, "objective": value})
+
+    for sweep in range(done + 1, sweeps + 1):
+        mean = None if prior is None else prior.mean(w)
+        beta = kernels.solve_rows(theta, by_item, lambda_beta, mean)
+        note("items")
+        theta = kernels.solve_rows(beta, by_user, lambda_theta)
+        note("users")
+        if w is not None:
+            w = prior.solve(beta, w, mean)
+            note("W")
+        if validate is not None:
+            scores = validate(theta.cpu().numpy(), beta.cpu().numpy())
+            history.append({"sweep": sweep, "step": "validation", **scores})
+        if checkpoint is not None:
+            checkpoint.save(partial(_state, sweep, history, theta, beta, w))
+    theta, beta, w = (x if x is None else x.cpu().numpy() for x in (theta, beta, w))
+    return Factors(theta, beta, w=w, history=history)
+
+
+def _state(sweep: int, history: list[dict], *factors) -> dict:
+    factors = [x if x is None else x.cpu() for x in factors]
+    return {"sweep": sweep, "history": history, "factors": factors}
+
+
+def _check(surplus, features, means, factors, lambda_theta, lambda_beta) -> None:
+    n_items = surplus.shape[1]
     if features is not None and len(features) != n_items:
         raise ValueError(f"features have {len(features)} rows for {n_items} items")
     if means is not None and (features is not None or np.shape(means) != (n_items, factors)):
@@ -245,50 +283,3 @@ def fit(
         raise ValueError("the surplus of every stored pair must be positive")
     if min(lambda_theta, lambda_beta) <= 0:
         raise ValueError("lambda_theta and lambda_beta must be positive")
-    draw = np.random.default_rng(seed).standard_normal((n_users, factors)) * 0.01
-    theta = torch.from_numpy(draw.astype(np.float32)).to(device)
-    beta = torch.zeros(n_items, factors, device=device)
-    by_user = kernels.Rows.of(surplus, factors, device)
-    by_item = kernels.Rows.of(surplus.T.tocsr(), factors, device)
-    prior = None if means is None else FixedPrior(means, device)
-    w = None
-    if features is not None:
-        prior = ContentPrior(features, lambda_w, bias)
-        w = torch.zeros(prior.features.shape[1], factors, device=device)
-    if start is not None:
-        theta, beta = (torch.from_numpy(x).to(device) for x in (start.theta, start.beta))
-        w = None if w is None else torch.from_numpy(start.w).to(device)
-    history = []
-
-    def note(sweep, step):
-        if trace:
-            value = objective(surplus, theta, beta, lambda_theta, lambda_beta, prior, w)
-            history.append({"sweep": sweep, "step": step, "objective": value})
-
-    done = 0
-    if checkpoint is not None and (kept := checkpoint.load()) is not None:
-        done, history = int(kept["sweep"]), json.loads(kept["history"])
-        theta, beta = (torch.as_tensor(kept[name]).to(device) for name in ("theta", "beta"))
-        w = None if w is None else torch.as_tensor(kept["w"]).to(device)
-
-    def state(sweep):
-        found = {"sweep": sweep, "history": json.dumps(history)}
-        found |= {"theta": theta.cpu(), "beta": beta.cpu()}
-        return found if w is None else found | {"w": w.cpu()}
-
-    for sweep in range(done + 1, sweeps + 1):
-        mean = None if prior is None else prior.mean(w)
-        beta = kernels.solve_rows(theta, by_item, lambda_beta, mean, beta, steps)
-        note(sweep, "items")
-        theta = kernels.solve_rows(beta, by_user, lambda_theta, None, theta, steps)
-        note(sweep, "users")
-        if w is not None:
-            w = prior.solve(beta, w, mean)
-            note(sweep, "W")
-        if validate is not None:
-            scores = validate(theta.cpu().numpy(), beta.cpu().numpy())
-            history.append({"sweep": sweep, "step": "validation", **scores})
-        if checkpoint is not None:
-            checkpoint.save(partial(state, sweep))
-    w = None if w is None else w.cpu().numpy()
-    return Factors(theta.cpu().numpy(), beta.cpu().numpy(), w=w, history=history)
