@@ -78,7 +78,7 @@ def stages(fraction, factors, sweeps, width):
             frame, took = timed(metrics.evaluate, model.theta, beta, held, without)
             recall, chance = frame["R@40"].mean(), min(1, 40 / held.shape[1])
             detail = f"{len(frame):,} users, {pairs:,} pairs; Recall@40 {recall:.4f} (by chance "
-            detail += f"{chance:.4f}), NDCG {frame['ndcg'].mean():.4f}"
+            detail += f"{chance:.4f}), NDCG {frame['NDCG'].mean():.4f}"
             yield {"stage": f"evaluation {name}, K={k}", "seconds": took, "detail": detail}
 
 
