@@ -3,7 +3,8 @@
 Each function is a system: it sets up, then gives one dict for each turn of ``sweeps`` sweeps, with
 the ``seconds`` of those after the first. Songs are solved before users, from the same start, so
 that all exact systems must agree; a library that solves its rows first is given the transposed
-plays for that. ``keep`` also gives the factors. Everything is imported late: a process times one library.
+plays for that. ``keep`` also gives the factors. Everything is imported late: a process times one
+library.
 """
 
 from __future__ import annotations

@@ -90,14 +90,9 @@ class Vectors:
     """
 
     zero = ir.VectorType(_FLOAT, LANES)(None)
-    iota = ir.VectorType(_INT, LANES)([_INT(lane) for lane in range(LANES)])
-    number, integer = _FLOAT, _INT
-
-    def whole(self, count):
-        return self.builder.udiv(count, _LONG(LANES))
 
     def __init__(self, context, builder, signature, args):
-        self.builder, self.done = builder, context.get_dummy_value()
+        self.builder = builder
         self.args = [
             context.make_array(kind)(context, builder, arg).data if hasattr(kind, "dtype") else arg
             for kind, arg in zip(signature.args, args, strict=True)
