@@ -73,30 +73,6 @@ def test_metrics_of_a_list_worked_by_hand():
     assert one["MAP"] == pytest.approx(0.5)
 
 
-def test_equal_scores_keep_the_order_of_their_index():
-    theta, beta = scored([1, 1, 2, 1])
-    assert list(metrics.heldout_ranks(theta, beta, pairs([[0, 1, 3]], 4))) == [1, 2, 3]
-
-
-def test_recall_is_over_all_held_out_items():
-    theta, beta = scored([5, 4, 3, 2, 1])
-    frame = metrics.evaluate(theta, beta, pairs([[0, 1, 2, 3]], 5), recall_at=(2,))
-    assert frame.loc[0, "R@2"] == 0.5  # not 1: the list of two could hold no more
-
-
-def test_user_without_held_out_items_is_left_out_and_a_zero_stays():
-    theta, beta = scored([[3, 2, 1], [3, 2, 1], [3, 2, 1]])
-    frame = metrics.evaluate(theta, beta, pairs([[0], [], [2]], 3), recall_at=(1,))
-    assert list(frame.index) == [0, 2]
-    assert list(frame["R@1"]) == [1.0, 0.0]
-
-
-def test_perfect_ranking_scores_one():
-    heldout = pairs([[0, 1], [2], [1, 2, 3]], 6)
-    frame = metrics.evaluate(*scored(heldout.toarray()), heldout, recall_at=(3, 5))
-    assert np.allclose(frame, 1.0)
-
-
 @st.composite
 def rankings(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -195,20 +171,6 @@ def test_number_of_threads_changes_no_rank():
     assert np.array_equal(*found)
 
 
-def test_random_scores_find_what_chance_finds():
-    rng = np.random.default_rng(0)
-    heldout = sp.csr_matrix((rng.random((3000, 200)) < 0.05) * 1)
-    theta, beta = rng.standard_normal((3000, 40)), rng.standard_normal((200, 40))
-    frame = metrics.evaluate(theta, beta, heldout, recall_at=(20, 100))
-    assert frame["R@20"].mean() == pytest.approx(20 / 200, abs=0.01)
-    assert frame["R@100"].mean() == pytest.approx(100 / 200, abs=0.02)
-
-
-def test_pair_both_held_out_and_excluded_is_an_error():
-    with pytest.raises(ValueError, match="both held out and excluded"):
-        metrics.evaluate(*scored([1, 2]), pairs([[0]], 2), pairs([[0, 1]], 2))
-
-
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 @pytest.mark.parametrize("side", [0, 1])
 def test_factors_that_are_not_finite_are_an_error(bad, side):
@@ -237,16 +199,6 @@ def test_validator_gives_the_means():
     assert found == pytest.approx({"NDCG": (1 + 0.5) / 2, "R@40": 1.0})
 
 
-def test_same_for_all_ranks_by_the_given_scores():
-    theta, beta = metrics.same_for_all([2, 9, 4], 5)
-    assert np.array_equal(theta @ beta.T, [[2, 9, 4]] * 5)
-
-
-def test_bootstrap_of_a_constant_is_a_point():
-    stats = metrics.bootstrap(pd.DataFrame({"a": [0.25] * 30}), 50, 0)
-    assert np.allclose(stats.loc["a"], 0.25)
-
-
 def test_bootstrap_interval_is_that_of_the_mean():
     values = np.random.default_rng(0).normal(3.0, 2.0, 2000)
     stats = metrics.bootstrap(pd.DataFrame({"a": values, "b": values + 1}), 2000, 1)
@@ -272,7 +224,7 @@ def test_bootstrap_covers_the_truth_nineteen_times_in_twenty():
     assert 0.88 < covered / 200 < 0.99
 
 
-def test_a_user_of_two_draws_is_no_two_users():
+def test_a_user_of_two_seeds_is_no_two_users():
     frame = pd.DataFrame({"a": np.random.default_rng(3).random(60)})
     once, twice = (
         metrics.bootstrap(frame, 200, 0),

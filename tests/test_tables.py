@@ -206,7 +206,7 @@ def test_seeds_are_averaged_and_differences_paired():
     assert paired.to_numpy(float) == pytest.approx(np.full(5, 0.1))
     assert rows.loc[("PMF", "NDCG"), "paper"] == 0.5
     shown = tables.typeset(table)
-    assert shown.loc["CTR", "R@40"] == "**0.400\u00a0±.141**"
+    assert shown.loc["CTR", "R@40"] == "**0.400\u00a0±0.141**"
     assert shown.loc["CTR", "NDCG minus WMF"] == "+0.1000 [+0.1000, +0.1000]"
     assert shown.loc["CTR", "seeds"] == "+0.1000 to +0.1000"
     assert (shown.loc["WMF", "seeds"], shown.loc["paper: PMF", "NDCG"]) == ("–", "0.500")

@@ -24,9 +24,6 @@ from repro import kernels
 def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarray:
     """Return the rank of every held-out pair in its user's list, by counting, without sorting.
 
-    Blocked float32 products score all items. Where one is too close to a held-out item's to tell,
-    both are scored again in float64, so that the order depends on no machine.
-
     Parameters
     ----------
     theta, beta : arrays, users x K and items x K
@@ -37,11 +34,6 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarr
     Returns
     -------
     array of int64, one entry for each stored pair of ``heldout``, in its order.
-
-    Raises
-    ------
-    ValueError
-        When shapes do not fit, a score may not be finite, or a pair is both held out and excluded.
     """
     held = heldout.tocsr()
     out = sp.csr_matrix(held.shape) if exclude is None else exclude.tocsr()
@@ -133,7 +125,7 @@ def bootstrap(per_user: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame
     """Return mean and 95% percentile interval of each column over resampled users.
 
     Give the difference of two systems' frames for a paired interval. Rows of the same index, one
-    user in several draws of the data, are drawn together: they are not independent.
+    user in several seeds, are drawn together: they are not independent.
 
     Returns
     -------

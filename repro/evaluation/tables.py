@@ -342,15 +342,11 @@ def coverage(times: np.ndarray) -> dict[str, float]:
 
 def labels(ids, tagged_ids, tags, vocabulary, n: int) -> np.ndarray:
     """Return for each id the rarest of its tags that are among the ``n`` most frequent, or ""."""
-    row = dict(zip(tagged_ids, range(len(tagged_ids)), strict=True))
-    songs = tags.getnnz(axis=0)
-    frequent = np.argsort(-songs, kind="stable")[:n]
-    found = []
-    for one in ids:
-        own = tags[row[one]].indices if one in row else []
-        own = [tag for tag in frequent[::-1] if tag in own]
-        found.append(str(vocabulary[own[0]]) if own else "")
-    return np.array(found)
+    rarest_first = np.argsort(-tags.getnnz(axis=0), kind="stable")[:n][::-1]
+    has = tags.tocsc()[:, rarest_first].toarray() > 0
+    rarest = np.where(has.any(axis=1), vocabulary[rarest_first[has.argmax(axis=1)]], "")
+    of = dict(zip(tagged_ids, rarest, strict=True))
+    return np.array([of.get(one, "") for one in ids])
 
 
 def one_user(user, model, train, test, cold, names, cold_names, n: int) -> pd.DataFrame:
@@ -432,36 +428,37 @@ def typeset(frame: pd.DataFrame, settings=(), signed=()) -> pd.DataFrame:
 
 
 def _by_metric(frame: pd.DataFrame) -> pd.DataFrame:
-    systems, metrics = frame["system"].unique(), frame["metric"].unique()
-    best = frame.groupby("metric")["mean"].max()
-    shown = pd.DataFrame("–", pd.Index(systems, name="system"), metrics)
-    paper = pd.DataFrame("–", systems, metrics)
-    for row in frame.itertuples():
-        paired = hasattr(row, "deviation") and pd.notna(getattr(row, "low", np.nan))
-        text = _interval(row.mean, row.low, row.high) if paired else _cell(row)
-        bold = not paired and row.mean == best[row.metric]
-        shown.loc[row.system, row.metric] = f"**{text}**" if bold else text
-        if hasattr(row, "paper"):
-            paper.loc[row.system, row.metric] = _text(row.paper, _style(row.metric))
-        if paired:
-            shown.loc[row.system, "seeds"] = _range(row.seeds_min, row.seeds_max)
+    best = frame.groupby("metric")["mean"].transform("max")
+    over_seeds = "deviation" in frame
+    bounds = frame.reindex(columns=["low", "high"])
+    paired = bounds["low"].notna() & over_seeds  # only differences have an interval over users
+    half = frame["deviation"] if over_seeds else (bounds["high"] - bounds["low"]) / 2
+    style = frame["metric"].map(lambda name: "{:.1f}" if name == "times chance" else "{:.3f}")
+    cells = []
+    for i, mean in frame["mean"].items():
+        text = _text(mean, style[i])
+        text += "" if pd.isna(half[i]) else f"\u00a0±{style[i].format(half[i])}"
+        text = f"**{text}**" if mean == best[i] else text
+        cells.append(_interval(mean, *bounds.loc[i]) if paired[i] else text)
+    shown = _wide(frame.assign(cell=cells))
+    if over_seeds and paired.any():
+        seeds = frame[paired].set_index("system")
+        seeds = seeds.apply(lambda row: _range(row["seeds_min"], row["seeds_max"]), axis=1)
+        shown["seeds"] = seeds
     if "users" in frame:
         shown["users"] = frame.groupby("system")["users"].max().map("{:,}".format)
-    paper = paper[(paper != "–").any(axis=1)].add_prefix("paper: ", axis=0)
-    return pd.concat([shown, paper]).fillna("–").rename_axis("system")
+    if "paper" in frame:
+        printed = frame.assign(cell=[_text(x, style[i]) for i, x in frame["paper"].items()])
+        printed = _wide(printed[printed["paper"].notna()]).add_prefix("paper: ", axis=0)
+        shown = pd.concat([shown, printed])
+    return shown.fillna("–").rename_axis("system")
 
 
-def _style(metric: str) -> str:
-    return "{:.1f}" if metric == "times chance" else "{:.3f}"
-
-
-def _cell(row) -> str:
-    """Typeset a mean ± its deviation over seeds, or half its interval over users, if it has one."""
-    text = _text(row.mean, _style(row.metric))
-    half = getattr(row, "deviation", (getattr(row, "high", np.nan) - getattr(row, "low", 0)) / 2)
-    if pd.isna(half):
-        return text
-    return f"{text}\u00a0±{_style(row.metric).format(half).removeprefix('0')}"
+def _wide(frame: pd.DataFrame) -> pd.DataFrame:
+    table = frame.pivot(index="system", columns="metric", values="cell")
+    return table.reindex(frame["system"].unique())[frame["metric"].unique()].rename_axis(
+        None, axis=1
+    )
 
 
 def _interval(mean: float, low: float, high: float) -> str:
