@@ -176,14 +176,21 @@ class Store:
             found = sorted((root / self.profile.name).glob("[0-9]*"))
             yield from (folder for folder in found if folder.suffix != ".partial")
 
+    def _find(self, kind: str, name: str, file: str) -> Path:
+        for folder in self._folders():
+            if (folder / file).exists():
+                return folder / file
+        raise FileNotFoundError(f"{kind} {name!r} is missing: run the earlier notebooks first")
+
     def load(self, name: str) -> SimpleNamespace:
         """Return what :meth:`Run.save` wrote, each value as an attribute."""
-        for folder in self._folders():
-            path = folder / "artifacts" / f"{name}.npz"
-            if path.exists():
-                with np.load(path, allow_pickle=False) as archive:
-                    return SimpleNamespace(**_unpack(dict(archive)))
-        raise FileNotFoundError(f"artifact {name!r} is missing: run the earlier notebooks first")
+        path = self._find("artifact", name, f"artifacts/{name}.npz")
+        with np.load(path, allow_pickle=False) as archive:
+            return SimpleNamespace(**_unpack(dict(archive)))
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """Return the numbers of a table that :meth:`Run.table` wrote."""
+        return pd.read_csv(self._find("table", name, f"tables/{name}.csv"))
 
 
 class Run(Store):
