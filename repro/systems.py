@@ -180,8 +180,7 @@ def _wmf_with_bias(split: Split, lambda_theta: float) -> Factors:
 
 def _pmf(split: Split, shape: float) -> Factors:
     factors, seed = split.profile.factors, split.profile.seed
-    model = poisson.pmf(split.played, factors=factors, seed=seed, shape=shape)
-    return Factors(model.theta, model.beta)
+    return poisson.pmf(split.played, factors=factors, seed=seed, shape=shape)
 
 
 def _content_prior(split: Split, kind: str, **settings) -> Factors:
@@ -212,8 +211,7 @@ def _ctr(split: Split, lambda_theta: float, lambda_beta: float) -> Factors:
 def _ctpf(split: Split, shape: float) -> Factors:
     words = split.content["counts"], split.cold["counts"]
     factors, seed = split.profile.factors, split.profile.seed
-    model = poisson.ctpf(split.played, *words, factors=factors, seed=seed, shape=shape)
-    return Factors(model.theta, model.beta, model.cold)
+    return poisson.ctpf(split.played, *words, factors=factors, seed=seed, shape=shape)
 
 
 def _weighted_error(split: Split, lambda_theta: float) -> tuple[np.ndarray, np.ndarray]:
@@ -339,7 +337,7 @@ def _logistic(songs: TaggedSongs, penalty: float) -> Logits:
 def _spmf(songs: TaggedSongs, tag_weight: float) -> Logits:
     model = poisson.spmf(songs.counts, songs.tags, seed=songs.profile.seed, tag_weight=tag_weight)
     # A tag that arrives at a rate is there with probability 1 - exp(-rate).
-    return lambda others: np.log(np.expm1(np.clip(model.tags_of(others.counts), 1e-9, 30)))
+    return lambda others: np.log(np.expm1(np.clip(model.predict(others.counts), 1e-9, 30)))
 
 
 @dataclass(frozen=True)

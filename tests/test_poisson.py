@@ -8,10 +8,9 @@ from scipy.special import gammaln, psi
 from scipy.stats import gamma
 from sklearn.metrics import roc_auc_score
 
-from repro.kernels import LANES
 from repro.models import poisson
 
-LENGTHS = [0, 1, 2, LANES - 1, LANES, LANES + 1, 0, 3 * LANES + 5, 90]
+LENGTHS = [0, 1, 2, 15, 16, 17, 0, 53, 90]
 
 
 def counts_of(lengths, columns, seed=0):
@@ -20,7 +19,18 @@ def counts_of(lengths, columns, seed=0):
     counts = np.zeros((len(lengths), columns))
     for row, length in zip(counts, lengths, strict=True):
         row[rng.choice(columns, length, replace=False)] = rng.integers(1, 9, length)
-    return sp.csr_matrix(counts)
+    return sp.csr_matrix(counts, dtype=np.float32)
+
+
+def shares_slowly(x, y, counts):
+    """Return in float64, one row after the other, what ``shares`` must give."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    out = np.zeros(x.shape)
+    for row in range(len(x)):
+        found = slice(counts.indptr[row], counts.indptr[row + 1])
+        y_row = y[counts.indices[found]]
+        out[row] = (counts.data[found] / (y_row @ x[row])) @ y_row
+    return out
 
 
 def means(rows, k, seed):
@@ -29,15 +39,15 @@ def means(rows, k, seed):
     return np.maximum(x / x.max(1, keepdims=True), 1e-15).astype(np.float32)
 
 
-@pytest.mark.parametrize("k", [1, 3, LANES, LANES + 1, 50])
+@pytest.mark.parametrize("k", [1, 17, 50])
 def test_shares_are_those_of_the_slow_twin(k):
     counts = counts_of(LENGTHS, 100)
     x, y = means(len(LENGTHS), k, 1), means(100, k, 2)
     found = poisson.shares(x, y, counts)
     assert found.dtype == np.float32 and found.shape == x.shape
-    np.testing.assert_allclose(found, poisson.shares_slowly(x, y, counts), rtol=1e-5)
+    np.testing.assert_allclose(found, shares_slowly(x, y, counts), rtol=1e-5)
     across = poisson.shares(y, x, counts.T.tocsr())
-    np.testing.assert_allclose(across, poisson.shares_slowly(y, x, counts.T.tocsr()), rtol=1e-5)
+    np.testing.assert_allclose(across, shares_slowly(y, x, counts.T.tocsr()), rtol=1e-5)
 
 
 def test_slow_twin_divides_each_count_among_the_factors():
@@ -45,7 +55,7 @@ def test_slow_twin_divides_each_count_among_the_factors():
     phi = x[:, None] * y[None].astype(np.float64)
     phi /= phi.sum(2, keepdims=True)
     expected = (counts.toarray()[:, :, None] * phi).sum(1)
-    np.testing.assert_allclose(x * poisson.shares_slowly(x, y, counts), expected, rtol=1e-6)
+    np.testing.assert_allclose(x * shares_slowly(x, y, counts), expected, rtol=1e-6)
 
 
 def test_threads_change_no_bit():
@@ -58,7 +68,7 @@ def test_threads_change_no_bit():
         for n in 1, 2, 5:
             torch.set_num_threads(n)
             fitted = poisson.ctpf(counts, words, words, factors=7, passes=3)
-            found.append((poisson.shares(x, y, counts), *fitted[:3]))
+            found.append((poisson.shares(x, y, counts), *fitted.arrays().values()))
     finally:
         torch.set_num_threads(threads)
     for others in found[1:]:
@@ -114,15 +124,23 @@ def evidence(counts, parts, logs, rates):
     return spread - rates.sum() - gammaln(counts + 1).sum()
 
 
-def test_pmf_is_coordinate_ascent_on_the_dense_bound():
-    k, a, a1, b1, seed = 4, 0.4, 0.7, 1.3, 5
+def check_ascent(bound, fits, oracle):
+    """Check that each pass raises the bound, and that fits of n passes are where it has led."""
+    assert np.diff(bound).min() > 0
+    for passes, expected in enumerate(oracle, 1):
+        for name, values in fits(passes).arrays().items():
+            np.testing.assert_allclose(values, expected[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("a", [0.1, 0.4, 1.0])
+def test_pmf_is_coordinate_ascent_on_the_dense_bound(a):
+    k, a1, b1, seed = 4, 0.7, 1.3, 5
     plays = counts_of(np.random.default_rng(1).integers(0, 9, 12), 10)
     r = plays.toarray()
     users = Dense(np.ones((12, k)))
     items = Dense(np.random.default_rng(seed).uniform(0.5, 1.5, (10, k)))
-    rates, bound = [np.full(12, b1), np.full(10, b1)], []
+    rates, bound, oracle = [np.full(12, b1), np.full(10, b1)], [], []
     settings = {"factors": k, "shape": a, "rate_shape": a1, "rate_mean": b1, "seed": seed}
-    fitted = poisson.pmf(plays, **settings, passes=12, trace=True)
     for _ in range(12):
         hyper = []
         for side, (own, other, seen) in enumerate([(users, items, r), (items, users, r.T)]):
@@ -136,21 +154,20 @@ def test_pmf_is_coordinate_ascent_on_the_dense_bound():
             hyper.append(own.entropy + entropy(up, down))
         logs, rate = users.log[:, None] + items.log[None], users.mean @ items.mean.T
         bound.append(evidence(r, parts(r, users, items), logs, rate) + sum(hyper))
-    np.testing.assert_allclose(fitted.theta, users.mean, rtol=1e-4)
-    np.testing.assert_allclose(fitted.beta, items.mean, rtol=1e-4)
-    np.testing.assert_allclose(fitted.elbo, bound, rtol=1e-5)
-    assert fitted.cold is None and np.diff(bound).min() > 0
+        oracle.append({"theta": users.mean, "beta": items.mean})
+    check_ascent(bound, lambda n: poisson.pmf(plays, **settings, passes=n), oracle)
 
 
-def test_ctpf_is_coordinate_ascent_on_the_dense_bound():
-    k, a, b, seed = 3, 0.4, 0.6, 5
+@pytest.mark.parametrize("a", [0.1, 0.4, 1.0])
+def test_ctpf_is_coordinate_ascent_on_the_dense_bound(a):
+    k, b, seed = 3, 0.6, 5
     plays = counts_of(np.random.default_rng(1).integers(0, 9, 12), 10)
     words = counts_of(np.random.default_rng(2).integers(0, 7, 10), 8)
     cold_words = counts_of([0, 3, 8, 1], 8)
     r, w = plays.toarray(), words.toarray()
     users, topics = Dense(np.ones((12, k))), Dense(np.ones((8, k)))
     start = np.random.default_rng(seed).uniform(0.5, 1.5, (10, 2 * k))
-    theta, epsilon, cold = Dense(start[:, :k]), Dense(start[:, k:]), Dense(np.ones((4, k)))
+    theta, epsilon = Dense(start[:, :k]), Dense(start[:, k:])
 
     def both(twice):  # 2K factors of which users have each of theirs twice
         pair, user = Dense(np.ones((10, 2 * k))), Dense(np.ones((12, 2 * k)))
@@ -159,7 +176,7 @@ def test_ctpf_is_coordinate_ascent_on_the_dense_bound():
         return parts(twice, user, pair)
 
     settings = {"factors": k, "shape": a, "rate": b, "seed": seed, "cold_passes": 5}
-    fitted, bound = poisson.ctpf(plays, words, cold_words, **settings, passes=12, trace=True), []
+    bound, oracle = [], []
     for _ in range(12):
         z = both(r).sum(1)
         users.update(a + z[:, :k] + z[:, k:], b + theta.mean.sum(0) + epsilon.mean.sum(0))
@@ -175,26 +192,14 @@ def test_ctpf_is_coordinate_ascent_on_the_dense_bound():
         for own in users, topics, theta, epsilon:
             value += own.entropy + prior(a, b, np.log(b), own.mean, own.log)
         bound.append(value)
-    for _ in range(5):
-        cold.update(a + parts(cold_words.toarray(), cold, topics).sum(1), b + topics.mean.sum(0))
-    np.testing.assert_allclose(fitted.theta, users.mean, rtol=1e-4)
-    np.testing.assert_allclose(fitted.beta, theta.mean + epsilon.mean, rtol=1e-4)
-    np.testing.assert_allclose(fitted.cold, cold.mean, rtol=1e-4)
-    np.testing.assert_allclose(fitted.elbo, bound, rtol=1e-5)
-    assert np.diff(bound).min() > 0
-
-
-@pytest.mark.parametrize("shape", [0.1, 0.3, 1.0])
-def test_bound_never_falls(shape):
-    plays, _ = blocks(150, 90, 1)
-    words = words_of(90, 2)
-    for fitted in (
-        poisson.pmf(plays, factors=8, shape=shape, passes=40, trace=True),
-        poisson.ctpf(plays, words, words[:1], factors=8, shape=shape, passes=40, trace=True),
-    ):
-        assert len(fitted.elbo) == 40
-        assert np.diff(fitted.elbo).min() > -1e-6 * abs(fitted.elbo[-1])
-        assert fitted.elbo[-1] > fitted.elbo[0]
+        cold = Dense(np.ones((4, k)))
+        for _ in range(5):
+            read = parts(cold_words.toarray(), cold, topics).sum(1)
+            cold.update(a + read, b + topics.mean.sum(0))
+        oracle.append({"theta": users.mean, "beta": liked, "cold": cold.mean})
+    check_ascent(
+        bound, lambda n: poisson.ctpf(plays, words, cold_words, **settings, passes=n), oracle
+    )
 
 
 def test_planted_blocks_are_found():
@@ -216,10 +221,10 @@ def test_extreme_priors_and_empty_rows_stay_finite(shape):
     plays = sp.csr_matrix(sp.block_diag([blocks(60, 30, 1)[0], np.zeros((2, 3))]))
     plays.data *= 1e4
     words = sp.vstack([words_of(30, 2), sp.csr_matrix((3, 60))], "csr")
-    fitted = poisson.pmf(plays, factors=20, shape=shape, passes=20, trace=True)
-    both = poisson.ctpf(plays, words, words[::3], factors=20, shape=shape, passes=20, trace=True)
+    fitted = poisson.pmf(plays, factors=20, shape=shape, passes=20)
+    both = poisson.ctpf(plays, words, words[::3], factors=20, shape=shape, passes=20)
     tagger = poisson.spmf(words, plays.T, factors=20, shape=shape, batch=10, passes=2)
-    for found in (*fitted[:2], fitted.elbo, *both, tagger.tags_of(words)):
+    for found in (*fitted.arrays().values(), *both.arrays().values(), tagger.predict(words)):
         assert np.isfinite(found).all() and len(found)
     assert min(fitted.theta.min(), both.cold.min()) >= 0
 
@@ -232,7 +237,7 @@ def test_seed_decides_all():
         return (
             poisson.pmf(plays, **settings).beta,
             poisson.ctpf(plays, words, words, **settings).cold,
-            poisson.spmf(words, plays.T, batch=8, **settings).tags_of(words),
+            poisson.spmf(words, plays.T, batch=8, **settings).predict(words),
         )
 
     for first, again, other in zip(fits(0), fits(0), fits(1), strict=True):
@@ -265,7 +270,7 @@ def songs(n, seed):
 def test_spmf_tags_better_than_frequencies(weight):
     (counts, tags), (new, truth) = songs(1500, 1), songs(300, 2)
     settings = {"factors": 10, "batch": 200, "passes": 4, "tag_weight": weight}
-    rates = poisson.spmf(counts, tags, **settings).tags_of(new)
+    rates = poisson.spmf(counts, tags, **settings).predict(new)
     truth = truth.toarray().ravel()
     frequent = np.tile(np.asarray(tags.mean(0)).ravel(), 300)
     assert rates.dtype == np.float32 and rates.shape == (300, 12)
@@ -276,8 +281,8 @@ def test_spmf_tags_better_than_frequencies(weight):
 def test_songs_are_tagged_each_alone():
     counts, tags = songs(300, 1)
     tagger = poisson.spmf(counts, tags, factors=5, batch=64, passes=2)
-    rates = tagger.tags_of(counts)
-    np.testing.assert_allclose(tagger.tags_of(counts[[7, 3]]), rates[[7, 3]], rtol=1e-5)
+    rates = tagger.predict(counts)
+    np.testing.assert_allclose(tagger.predict(counts[[7, 3]]), rates[[7, 3]], rtol=1e-5)
 
 
 def test_what_does_not_fit_is_refused():
@@ -305,6 +310,6 @@ def test_what_does_not_fit_is_refused():
     for name in "factors", "shape", "rate", "passes", "cold_passes":
         with pytest.raises(ValueError, match=f"{name} must be positive, got -1"):
             poisson.ctpf(plays, words, words, **{"factors": 2, name: -1})
-    for name in "factors", "shape", "batch", "t0", "kappa", "passes", "steps", "tag_weight":
+    for name in "factors", "shape", "batch", "t0", "kappa", "passes", "updates", "tag_weight":
         with pytest.raises(ValueError, match=f"{name} must be positive, got nan"):
             poisson.spmf(words, plays.T, **{name: np.nan})

@@ -3,10 +3,7 @@
 WMF is fitted first, without content; a regression then learns its song factors from content and
 predicts factors y_i for songs that nobody has played. It minimises one of their two errors (sec.
 4.2), the mean squared one (MSE), sum_i ||beta_i - y_i||^2, or the weighted prediction error (WPE),
-sum_ui c_ui (p_ui - theta_u.y_i)^2. Both are, but for a constant, a quadratic in each y_i,
-
-    sum_i y_i'A_i y_i - 2 b_i.y_i,
-
+sum_ui c_ui (p_ui - theta_u.y_i)^2. Both are, but for a constant, sum_i y_i'A_i y_i - 2 b_i.y_i,
 with A_i = I and b_i = beta_i for MSE. For WPE, with s = c - 1 and sums over the users of song i,
 
     A_i = Theta'Theta + sum s_ui theta_u theta_u',    b_i = sum c_ui theta_u.
@@ -31,8 +28,8 @@ from repro import kernels
 def quadratic(theta: np.ndarray, surplus: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Return A (items x K x K) and b (items x K) of the WPE, in float32.
 
-    A takes 0.9 GB for the paper's 92,543 songs and 50 factors. It costs a pass over the plays;
-    without it every epoch would.
+    A takes 0.9 GB for the paper's 92,543 songs and 50 factors; without it every epoch would cost a
+    pass over the plays.
     """
     by_item = surplus.T.tocsr()
     shared = theta.T @ theta
@@ -59,7 +56,7 @@ def fit(
     seed: int = 0,
     device: str = "cpu",
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit a map from content to song factors.
+    """Fit a map from content to song factors: a function from n x F to n x K in float32.
 
     Parameters
     ----------
@@ -69,48 +66,35 @@ def fit(
         WMF's factors.
     error : arrays A and b, optional
         Of the WPE, from :func:`quadratic`; MSE when absent.
-    units : int
-        0 for a linear map, or the width of one hidden ReLU layer (NIPS 2013 sec. 5.2: 1,000).
+    units, epochs : int
+        Width of one hidden ReLU layer (NIPS 2013 sec. 5.2: 1,000), trained in mini-batches of 256;
+        0 for a linear map, which is fitted to the minimum.
     penalty : float
         Ridge on the linear map, the intercept free; weight decay of the network. The WPE is
         divided by the mean curvature of its A, and the error of a network by the variance of beta
         too, so that a penalty weighs alike whatever the loss and the scale of the factors.
-    epochs : int
-        Of a network, in mini-batches of 256; a linear map is fitted to the minimum.
-
-    Returns
-    -------
-    callable
-        From features, n x F, to song factors, n x K, float32.
     """
     if len(features) != len(beta):
         raise ValueError(f"features are {np.shape(features)}, beta is {beta.shape}")
-    if error is not None and error[1].shape != beta.shape:
-        raise ValueError(f"the error is of {error[1].shape} factors, beta is {beta.shape}")
-    if penalty <= 0:
-        raise ValueError(f"penalty must be positive, got {penalty}")
-    scaler = StandardScaler().fit(features)
+    scaler, k = StandardScaler().fit(features), beta.shape[1]
+    scale = np.where(scaler.var_ > 0, scaler.scale_, np.inf)
 
     def standardise(features):
-        x = (np.asarray(features) - scaler.mean_) / scaler.scale_
-        return (x * (scaler.var_ > 0)).astype(np.float32)
+        return ((np.asarray(features) - scaler.mean_) / scale).astype(np.float32)
 
     x = standardise(features)
-    if error is None:
-        a, b = np.eye(beta.shape[1], dtype=np.float32)[None], beta.astype(np.float32)
-    else:
-        a, b = error
-        curvature = np.trace(a.mean(0)) / len(a[0])
-        a, b = a / curvature, b / curvature
+    a, b = error or (np.eye(k, dtype=np.float32)[None], beta.astype(np.float32))
+    curvature = np.trace(a.mean(0)) / k
+    a, b = a / curvature, b / curvature
     if units:
         spread = float(np.sqrt(beta.var(0).mean())) or 1.0
         net = _network(x, a, b, spread, units, penalty, epochs, seed, device)
         return lambda features: net(standardise(features))
-    if error is None:
+    if error:
+        w, intercept = _weighted(x, a, b, penalty)
+    else:
         model = Ridge(penalty).fit(x, beta)
         w, intercept = model.coef_.T, model.intercept_
-    else:
-        w, intercept = _weighted(x, a, b, penalty)
     return lambda features: (standardise(features) @ w + intercept).astype(np.float32)
 
 
@@ -137,8 +121,8 @@ def _weighted(x, a, b, penalty: float) -> tuple[np.ndarray, np.ndarray]:
 
     size = (curvature.size, curvature.size)
     operator, inverse = (LinearOperator(size, f, dtype=float) for f in (gradient, precondition))
-    w, _ = cg(operator, (x.T @ b).ravel(), M=inverse, rtol=1e-5, maxiter=50)
-    return w.reshape(shape)[:-1].astype(np.float32), w.reshape(shape)[-1]
+    w = cg(operator, (x.T @ b).ravel(), M=inverse, rtol=1e-5, maxiter=50)[0].reshape(shape)
+    return w[:-1].astype(np.float32), w[-1]
 
 
 def _network(x, a, b, spread, units: int, penalty: float, epochs: int, seed: int, device: str):
