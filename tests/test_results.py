@@ -53,7 +53,7 @@ def test_sparse_matrices_come_back_as_they_were(run, kind):
 def test_python_objects_are_refused(run, value):
     with pytest.raises(TypeError, match="'bad' holds Python objects"):
         run.save("toy", bad=value)
-    with pytest.raises(FileNotFoundError, match=r"artifact 'toy' is missing: run .* first"):
+    with pytest.raises(FileNotFoundError, match=r"artifacts/toy.npz is missing: run .* first"):
         run.load("toy")
 
 
@@ -77,6 +77,7 @@ def test_a_table_is_numbers_in_csv_and_typeset_on_the_page(run):
     latex = (tables / "toy.tex").read_text("utf-8")
     assert r"A\$AP" in latex and "0.333" in latex and r"\begin{tabular}{lrr}" in latex
     run.table(frame, "other", "Recall", shown=pd.DataFrame({"recall": ["**0.33 ±.01**", "–"]}))
+    pd.testing.assert_frame_equal(Run("02_later", "smoke", "cpu").read_table("toy"), frame)
     assert "**0.33 ±.01**" in (tables / "other.md").read_text("utf-8")
     assert r"\textbf{0.33 ±.01}" in (tables / "other.tex").read_text("utf-8")
     run.table(frame, "long", "All", shown=False)

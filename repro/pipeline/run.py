@@ -176,21 +176,20 @@ class Store:
             found = sorted((root / self.profile.name).glob("[0-9]*"))
             yield from (folder for folder in found if folder.suffix != ".partial")
 
-    def _find(self, kind: str, name: str, file: str) -> Path:
-        for folder in self._folders():
-            if (folder / file).exists():
-                return folder / file
-        raise FileNotFoundError(f"{kind} {name!r} is missing: run the earlier notebooks first")
+    def _find(self, name: str) -> Path:
+        found = [path for folder in self._folders() if (path := folder / name).exists()]
+        if not found:
+            raise FileNotFoundError(f"{name} is missing: run the earlier notebooks first")
+        return found[0]
 
     def load(self, name: str) -> SimpleNamespace:
         """Return what :meth:`Run.save` wrote, each value as an attribute."""
-        path = self._find("artifact", name, f"artifacts/{name}.npz")
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(self._find(f"artifacts/{name}.npz"), allow_pickle=False) as archive:
             return SimpleNamespace(**_unpack(dict(archive)))
 
     def read_table(self, name: str) -> pd.DataFrame:
         """Return the numbers of a table that :meth:`Run.table` wrote."""
-        return pd.read_csv(self._find("table", name, f"tables/{name}.csv"))
+        return pd.read_csv(self._find(f"tables/{name}.csv"))
 
 
 class Run(Store):

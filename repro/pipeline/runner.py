@@ -148,6 +148,8 @@ class Pipeline:
         earlier = [(self, name) for name in order[: order.index(notebook)]]
         if notebook in self.full:
             earlier += [(other, name) for other in self.companions for name in other.ordinary]
+        # Figures and pages are for people; notebooks read artefacts, full ones also tables.
+        read = ("artifacts/", "tables/") if notebook in self.full else "artifacts/"
         records = [pipeline.record(name) or {"outputs": {}} for pipeline, name in earlier]
         outputs = [f"{path} {sha}" for record in records for path, sha in record["outputs"].items()]
         return {
@@ -155,8 +157,7 @@ class Pipeline:
             "code": code_digest(self.source(notebook)),
             "libraries": _sha(json.dumps(run.versions())),
             "data": self.data,
-            # Figures and pages are for people; only artefacts are read by later notebooks.
-            "input": _sha(*(line for line in outputs if line.startswith("artifacts/"))),
+            "input": _sha(*(line for line in outputs if line.startswith(read))),
         }
 
     def stale(self, notebook: str) -> str | None:
