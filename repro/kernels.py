@@ -111,17 +111,13 @@ class Vectors:
         """Write a vector, or a single value."""
         self.builder.store(value, self._at(pointer, place, value.type), align=4)
 
-    def value(self, pointer, *place):
-        """Load a single value."""
-        return self.builder.load(self._at(pointer, place, _FLOAT))
-
     def broadcast(self, value):
         first = ir.VectorType(value.type, LANES)(ir.Undefined)
         first = self.builder.insert_element(first, value, _INT(0))
         return self.shuffle(first, first, [0] * LANES)
 
     def broadcast_at(self, pointer, *place):
-        return self.broadcast(self.value(pointer, *place))
+        return self.broadcast(self.builder.load(self._at(pointer, place, _FLOAT)))
 
     def lane(self, vector, number: int):
         return self.builder.extract_element(vector, _INT(number))
@@ -511,7 +507,7 @@ def _eliminate(system, multiples, n, stride, x):
     for i in range(end - LANES, -1, -LANES):
         after = i * stride + i + LANES
         dot_column(multiples, after, stride, x, i + LANES, 0, end - LANES - i, x, i, 0)
-        _substitute(multiples, i * stride + i, i * stride + n, stride, n - i, x, i)
+        _substitute(multiples, n, stride, i, x)
 
 
 def _finish(first: bool):
@@ -547,21 +543,16 @@ def _finish(first: bool):
 _finish_first, _finish_next = _finish(True), _finish(False)
 
 
-@simd
-def _substitute(v, multiples, at, right, stride, count, x, x_at):
-    """Take LANES unknowns of ``x`` from the last to the first; those after ``count`` are zero."""
-    rows = [v.times(stride, r) for r in range(LANES)]
-    found = [
-        v.builder.fsub(v.value(x, x_at, r), v.value(multiples, right, row))
-        for r, row in enumerate(rows)
-    ]
-    for r in reversed(range(LANES)):
-        there = v.builder.icmp_signed("<", _LONG(r), count)
-        found[r] = v.builder.select(there, found[r], _FLOAT(0.0))
-        v.store(found[r], x, x_at, r)
+@compiled(fastmath={"contract"})
+def _substitute(multiples, n, stride, i, x):
+    """Take LANES unknowns of ``x`` from the last to the first; those after ``n`` are zero."""
+    count = min(LANES, n - i)
+    x[i + count : i + LANES] = 0
+    for r in range(count):
+        x[i + r] -= multiples[(i + r) * stride + n]
+    for r in range(count - 1, 0, -1):
         for above in range(r):
-            factor = v.value(multiples, at, rows[above], r)
-            found[above] = v.multiply_add(factor, found[r], found[above])
+            x[i + above] += multiples[(i + above) * stride + i + r] * x[i + r]
 
 
 def _solve_batches(fixed, rows: Rows, ridge, prior) -> torch.Tensor:
