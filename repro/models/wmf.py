@@ -105,18 +105,15 @@ class ContentPrior:
 
     def mean(self, w: torch.Tensor) -> torch.Tensor:
         """Return the prior means ``W h_i``, items x K."""
-        out = np.empty((len(self.features), w.shape[1]), np.float32)
-
-        def multiply(begin):
-            block = slice(begin, begin + _BLOCK)
-            np.matmul(self.features[block], w.cpu().numpy(), out=out[block])
-
-        kernels.parallel_map(multiply, range(0, len(out), _BLOCK))
-        return torch.from_numpy(out).to(w.device)
+        right, starts = w.cpu().numpy(), range(0, len(self.features), _BLOCK)
+        parts = kernels.parallel_map(lambda at: self.features[at : at + _BLOCK] @ right, starts)
+        return torch.from_numpy(np.concatenate(parts)).to(w.device)
 
     def ridge(self, w: torch.Tensor) -> float:
-        """Return the penalised squared norm of W."""
-        return float((self.penalty[:, None] * w.cpu().numpy().astype(np.float64) ** 2).sum())
+        """Return lambda_W times the penalised squared norm of W."""
+        return self.lambda_w * float(
+            self.penalty @ (w.cpu().numpy().astype(np.float64) ** 2).sum(1)
+        )
 
 
 class FixedPrior:
@@ -157,7 +154,7 @@ def objective(surplus, theta, beta, lambda_theta, lambda_beta, prior=None, w=Non
     """
     t, b = theta.double(), beta.double()
     total = float(((t.T @ t) * (b.T @ b)).sum())  # the sum of all squared predictions
-    pairs = surplus.tocoo()
+    pairs = surplus.tocoo()  # and of the observed ones the rest
     for begin in range(0, pairs.nnz, 2**19):
         block = slice(begin, begin + 2**19)
         u, i, s = (torch.from_numpy(x[block]) for x in (pairs.row, pairs.col, pairs.data))
@@ -167,7 +164,7 @@ def objective(surplus, theta, beta, lambda_theta, lambda_beta, prior=None, w=Non
     gap = b if prior is None else b - prior.mean(w).double()
     total += lambda_beta * float((gap**2).sum())
     if w is not None:
-        total += lambda_beta * prior.lambda_w * prior.ridge(w)
+        total += lambda_beta * prior.ridge(w)
     return total / 2
 
 
