@@ -10,8 +10,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from repro.config import ROOT
 from repro.models import vq
-from repro.pipeline.run import ROOT, Checkpoint
+from repro.pipeline.run import Checkpoint
 
 
 @pytest.fixture(scope="module")
