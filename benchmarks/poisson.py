@@ -1,4 +1,4 @@
-"""A pass of Poisson factorisation beside an exact sweep of WMF, at a tenth of DEN, K=50."""
+"""A pass of Poisson factorisation compared with an exact sweep of WMF, at a tenth of DEN, K=50."""
 
 from __future__ import annotations
 
@@ -25,40 +25,21 @@ def words(songs: int, each: int, codewords: int, seed: int = 0) -> sp.csr_matrix
     return sp.csr_matrix((counts, indices, each * np.arange(songs + 1)), (songs, codewords))
 
 
-def wmf(plays, factors):
-    """Exact sweeps of ``repro.models.wmf``."""
-    from repro.models.wmf import fit
+def turns(kind, plays, factors, each, codewords):
+    """Exact sweeps of WMF, or passes of PMF or CTPF, as fits of ``TURNS``."""
+    from repro.models import poisson, wmf
 
-    surplus = world.load(plays, world.SURPLUS)
-    given = {"factors": factors, "lambda_theta": RIDGE, "lambda_beta": RIDGE}
-    while True:
-        began = time.perf_counter()
-        model = fit(surplus, sweeps=TURNS, **given)
-        taken = time.perf_counter() - began
-        yield {"seconds": [taken / TURNS], "theta": model.theta, "beta": model.beta}
-
-
-def pmf(plays, factors):
-    """Passes of ``repro.models.poisson.pmf``."""
-    from repro.models import poisson
-
-    counts = world.load(plays)
-    while True:
-        began = time.perf_counter()
-        model = poisson.pmf(counts, factors=factors, passes=TURNS)
-        taken = time.perf_counter() - began
-        yield {"seconds": [taken / TURNS], "theta": model.theta, "beta": model.beta}
-
-
-def ctpf(plays, factors, each, codewords):
-    """Passes of ``repro.models.poisson.ctpf`` over plays and words."""
-    from repro.models import poisson
-
-    counts = world.load(plays)
+    counts = world.load(plays, world.SURPLUS if kind == "WMF" else 1.0)
     bags = words(counts.shape[1], each, codewords)
+    ridges = {"lambda_theta": RIDGE, "lambda_beta": RIDGE}
+    fit = {
+        "WMF": lambda: wmf.fit(counts, factors=factors, sweeps=TURNS, **ridges),
+        "PMF": lambda: poisson.pmf(counts, factors=factors, passes=TURNS),
+        "CTPF": lambda: poisson.ctpf(counts, bags, bags[:1], factors=factors, passes=TURNS),
+    }[kind]
     while True:
         began = time.perf_counter()
-        model = poisson.ctpf(counts, bags, bags[:1], factors=factors, passes=TURNS)
+        model = fit()
         taken = time.perf_counter() - began
         yield {"seconds": [taken / TURNS], "theta": model.theta, "beta": model.beta}
 
@@ -68,20 +49,17 @@ def run(options: Options, report: Report) -> None:
     den = world.tiny() if options.small else world.den(options.fraction or 0.1)
     each, codewords = (10, 64) if options.small else (WORDS, CODEWORDS)
     given = {"plays": world.save(options.scratch / "plays.npz", den.plays), "factors": 50}
-    systems = {
-        "WMF, exact sweep": (wmf, given),
-        "PMF": (pmf, given),
-        "CTPF": (ctpf, given | {"each": each, "codewords": codewords}),
-    }
-    turns = interleave(systems, options.rounds)
+    given |= {"each": each, "codewords": codewords}
+    systems = {name: (turns, given | {"kind": name}) for name in ("WMF", "PMF", "CTPF")}
+    taken = interleave(systems, options.rounds)
     rows = report.tables["poisson"] = []
-    for name, turn in turns.items():
+    for name, turn in taken.items():
         if not all(np.isfinite(turn[0][x]).all() for x in ("theta", "beta")):
             raise AssertionError(f"{name}: factors are not finite")
-        share = ratio(turn, turns["WMF, exact sweep"])
+        share = ratio(turn, taken["WMF"])
         row = {"system": name} | {f"s a pass, {k}": v for k, v in spread(times(turn)).items()}
         row |= {"times a sweep of WMF": share, "target": "", "reached": ""}
-        if name != "WMF, exact sweep" and options.full:
+        if name != "WMF" and options.full:
             work = f"{name}, a pass over the data, K=50, in exact sweeps of WMF"
             row |= report.goal(work, share, 1, low=True)
         rows.append(row)

@@ -1,4 +1,4 @@
-"""Poisson factorisation against its slow twin, dense bounds and data whose structure is planted."""
+"""Poisson factorisation against dense updates, whose bound must rise, and planted structure."""
 
 import numpy as np
 import pytest
@@ -22,17 +22,6 @@ def counts_of(lengths, columns, seed=0):
     return sp.csr_matrix(counts, dtype=np.float32)
 
 
-def shares_slowly(x, y, counts):
-    """Return in float64, one row after the other, what ``shares`` must give."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    out = np.zeros(x.shape)
-    for row in range(len(x)):
-        found = slice(counts.indptr[row], counts.indptr[row + 1])
-        y_row = y[counts.indices[found]]
-        out[row] = (counts.data[found] / (y_row @ x[row])) @ y_row
-    return out
-
-
 def means(rows, k, seed):
     """Return geometric means relative to the largest of their row, most of them tiny."""
     x = np.random.default_rng(seed).gamma(0.1, 1, (rows, k)) + 1e-30
@@ -40,22 +29,15 @@ def means(rows, k, seed):
 
 
 @pytest.mark.parametrize("k", [1, 17, 50])
-def test_shares_are_those_of_the_slow_twin(k):
-    counts = counts_of(LENGTHS, 100)
-    x, y = means(len(LENGTHS), k, 1), means(100, k, 2)
-    found = poisson.shares(x, y, counts)
-    assert found.dtype == np.float32 and found.shape == x.shape
-    np.testing.assert_allclose(found, shares_slowly(x, y, counts), rtol=1e-5)
-    across = poisson.shares(y, x, counts.T.tocsr())
-    np.testing.assert_allclose(across, shares_slowly(y, x, counts.T.tocsr()), rtol=1e-5)
-
-
-def test_slow_twin_divides_each_count_among_the_factors():
-    counts, x, y = counts_of(LENGTHS, 100), means(len(LENGTHS), 4, 1), means(100, 4, 2)
+def test_shares_divide_each_count_among_the_factors(k):
+    counts, x, y = counts_of(LENGTHS, 100), means(len(LENGTHS), k, 1), means(100, k, 2)
     phi = x[:, None] * y[None].astype(np.float64)
-    phi /= phi.sum(2, keepdims=True)
-    expected = (counts.toarray()[:, :, None] * phi).sum(1)
-    np.testing.assert_allclose(x * shares_slowly(x, y, counts), expected, rtol=1e-6)
+    of_factors = counts.toarray()[:, :, None] * phi / phi.sum(2, keepdims=True)
+    found = poisson.shares(x, y, counts)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(x * found, of_factors.sum(1), rtol=1e-5)
+    across = y * poisson.shares(y, x, counts.T.tocsr())
+    np.testing.assert_allclose(across, of_factors.sum(0), rtol=1e-5)
 
 
 def test_threads_change_no_bit():
@@ -231,18 +213,13 @@ def test_extreme_priors_and_empty_rows_stay_finite(shape):
 
 def test_seed_decides_all():
     plays, words = blocks(60, 30, 1)[0], words_of(30, 2)
-
-    def fits(seed):
-        settings = {"factors": 5, "passes": 4, "seed": seed}
-        return (
-            poisson.pmf(plays, **settings).beta,
-            poisson.ctpf(plays, words, words, **settings).cold,
-            poisson.spmf(words, plays.T, batch=8, **settings).predict(words),
-        )
-
-    for first, again, other in zip(fits(0), fits(0), fits(1), strict=True):
-        np.testing.assert_array_equal(first, again)
-        assert np.abs(first - other).max() > 1e-3
+    for fit in (
+        lambda seed: poisson.pmf(plays, factors=5, passes=4, seed=seed).beta,
+        lambda seed: poisson.ctpf(plays, words, words, factors=5, passes=4, seed=seed).cold,
+        lambda seed: poisson.spmf(words, plays.T, factors=5, batch=8, seed=seed).predict(words),
+    ):
+        np.testing.assert_array_equal(fit(0), fit(0))
+        assert np.abs(fit(0) - fit(1)).max() > 1e-3
 
 
 def test_cold_items_change_nothing_and_stand_each_alone():
@@ -270,46 +247,28 @@ def songs(n, seed):
 def test_spmf_tags_better_than_frequencies(weight):
     (counts, tags), (new, truth) = songs(1500, 1), songs(300, 2)
     settings = {"factors": 10, "batch": 200, "passes": 4, "tag_weight": weight}
-    rates = poisson.spmf(counts, tags, **settings).predict(new)
-    truth = truth.toarray().ravel()
+    model = poisson.spmf(counts, tags, **settings)
+    rates, truth = model.predict(new), truth.toarray().ravel()
     frequent = np.tile(np.asarray(tags.mean(0)).ravel(), 300)
     assert rates.dtype == np.float32 and rates.shape == (300, 12)
     assert roc_auc_score(truth, rates.ravel()) > roc_auc_score(truth, frequent) + 0.1
     assert rates.mean() == pytest.approx(tags.mean(), rel=0.2)
-
-
-def test_songs_are_tagged_each_alone():
-    counts, tags = songs(300, 1)
-    tagger = poisson.spmf(counts, tags, factors=5, batch=64, passes=2)
-    rates = tagger.predict(counts)
-    np.testing.assert_allclose(tagger.predict(counts[[7, 3]]), rates[[7, 3]], rtol=1e-5)
+    np.testing.assert_allclose(model.predict(new[[7, 3]]), rates[[7, 3]], rtol=1e-5)  # each alone
 
 
 def test_what_does_not_fit_is_refused():
     plays, words = blocks(60, 30, 1)[0], words_of(30, 2)
-    with pytest.raises(ValueError, match="do not fit counts"):
-        poisson.shares(np.ones((60, 2)), np.ones((29, 2)), plays)
-    with pytest.raises(ValueError, match="do not fit counts"):
-        poisson.shares(np.ones((60, 2)), np.ones((30, 3)), plays)
     for bad in -plays, plays * np.nan, plays * np.inf:
-        with pytest.raises(ValueError, match="plays must be finite counts"):
+        with pytest.raises(ValueError, match="plays must be finite"):
             poisson.pmf(bad, factors=2)
-        with pytest.raises(ValueError, match="words must be finite counts"):
-            poisson.ctpf(plays, bad.T, words, factors=2)
-    with pytest.raises(ValueError, match="tags must be finite counts"):
-        poisson.spmf(words, -plays.T)
-    with pytest.raises(ValueError, match="do not agree on the items"):
+    with pytest.raises(ValueError, match="do not agree"):
         poisson.ctpf(plays, words[:29], words, factors=2)
-    with pytest.raises(ValueError, match="do not agree on the items"):
+    with pytest.raises(ValueError, match="do not agree"):
         poisson.ctpf(plays, words, words[:, 1:], factors=2)
-    with pytest.raises(ValueError, match="counts of 29 songs, tags of 30"):
+    with pytest.raises(ValueError, match="29 songs"):
         poisson.spmf(words[:29], plays.T)
-    for name in "factors", "shape", "rate_shape", "rate_mean", "passes":
-        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
-            poisson.pmf(plays, **{"factors": 2, name: 0})
-    for name in "factors", "shape", "rate", "passes", "cold_passes":
-        with pytest.raises(ValueError, match=f"{name} must be positive, got -1"):
-            poisson.ctpf(plays, words, words, **{"factors": 2, name: -1})
-    for name in "factors", "shape", "batch", "t0", "kappa", "passes", "updates", "tag_weight":
-        with pytest.raises(ValueError, match=f"{name} must be positive, got nan"):
-            poisson.spmf(words, plays.T, **{name: np.nan})
+    with pytest.raises(ValueError, match="do not fit counts"):
+        poisson.spmf(words, plays.T, factors=2, passes=1).predict(words[:, 1:])
+    for bad in 0, -1, np.nan:
+        with pytest.raises(ValueError, match="shape must be positive"):
+            poisson.pmf(plays, factors=2, shape=bad)

@@ -20,17 +20,12 @@ from scipy.linalg import block_diag
 from scipy.sparse.linalg import LinearOperator, cg
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
 from repro import kernels
 
 
 def quadratic(theta: np.ndarray, surplus: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Return A (items x K x K) and b (items x K) of the WPE, in float32.
-
-    A takes 0.9 GB for the paper's 92,543 songs and 50 factors; without it every epoch would cost a
-    pass over the plays.
-    """
+    """Return A (items x K x K; 0.9 GB at the paper's size, K = 50) and b (items x K) of the WPE."""
     by_item = surplus.T.tocsr()
     shared = theta.T @ theta
     a = np.empty((by_item.shape[0], *shared.shape), np.float32)
@@ -60,10 +55,9 @@ def fit(
 
     Parameters
     ----------
-    features : array, items x F
-        Standardised here; a column that is constant over the songs has no say in the prediction.
-    beta : array, items x K
-        WMF's factors.
+    features, beta : array, items x F and items x K
+        Content, which is standardised here (a column that is constant over the songs has no say in
+        the prediction), and WMF's factors.
     error : arrays A and b, optional
         Of the WPE, from :func:`quadratic`; MSE when absent.
     units, epochs : int
@@ -87,9 +81,10 @@ def fit(
     curvature = np.trace(a.mean(0)) / k
     a, b = a / curvature, b / curvature
     if units:
+        # One spread for all factors, since one each would change what the errors weigh.
         spread = float(np.sqrt(beta.var(0).mean())) or 1.0
-        net = _network(x, a, b, spread, units, penalty, epochs, seed, device)
-        return lambda features: net(standardise(features))
+        net = _network(x, a, b / spread, units, penalty, epochs, seed, device)
+        return lambda features: spread * net(standardise(features))
     if error:
         w, intercept = _weighted(x, a, b, penalty)
     else:
@@ -125,29 +120,20 @@ def _weighted(x, a, b, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     return w[:-1].astype(np.float32), w[-1]
 
 
-def _network(x, a, b, spread, units: int, penalty: float, epochs: int, seed: int, device: str):
-    """Return the trained network as a function from x (n x F) to song factors (n x K).
-
-    It learns how factors depart from the best constant ones, in units of ``spread``: one number
-    for all factors, since one each would change what the errors weigh.
-    """
+def _network(x, a, b, units: int, penalty: float, epochs: int, seed: int, device: str):
+    """Return a function from content to factors: a network on top of the best constant factors."""
     torch.manual_seed(seed)
-    k = b.shape[1]
-    net = nn.Sequential(nn.Linear(x.shape[1], units), nn.ReLU(), nn.Linear(units, k)).to(device)
-    centre = torch.from_numpy(np.linalg.solve(a.mean(0), b.mean(0))).to(device)
+    k, linear = b.shape[1], torch.nn.Linear
+    net = torch.nn.Sequential(linear(x.shape[1], units), torch.nn.ReLU(), linear(units, k))
+    net, centre = net.to(device), np.linalg.solve(a.mean(0), b.mean(0))
     optimiser = torch.optim.Adam(net.parameters(), weight_decay=penalty, fused=device == "cpu")
-    x, a, b = (torch.from_numpy(part).to(device) for part in (x, a, b))
+    x, a, b, centre = (torch.from_numpy(part).to(device) for part in (x, a, b, centre))
     a = a.expand(len(b), k, k)
     for _ in range(epochs):
         for batch in torch.randperm(len(x)).to(device).split(256):
-            y = centre + spread * net(x[batch])
+            y = centre + net(x[batch])
             error = (y * ((a[batch] @ y[:, :, None])[:, :, 0] - 2 * b[batch])).mean()
             optimiser.zero_grad()
-            (error / spread**2).backward()
+            error.backward()
             optimiser.step()
-
-    @torch.no_grad()
-    def predict(x):
-        return (centre + spread * net(torch.from_numpy(x).to(device))).cpu().numpy()
-
-    return predict
+    return torch.no_grad()(lambda x: (centre + net(torch.from_numpy(x).to(device))).cpu().numpy())
