@@ -5,8 +5,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from repro.models import tagnet
-from repro.models import wmf
+from repro.models import tagnet, wmf
 
 TOLERANCE = 1e-3
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

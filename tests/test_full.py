@@ -6,7 +6,6 @@ import nbformat
 import numpy as np
 import pytest
 
-from repro import systems
 from repro.config import ROOT, named
 from repro.data import prepare
 from repro.models import tagnet, vq, wmf
@@ -57,7 +56,7 @@ def test_a_new_song_is_scored_from_its_frames_and_artefacts_alone(whole_run, kin
     saved = vars(store.load("codebook"))
     book = vq.Codebook(*(saved[name] for name in ("centres", "offset", "scale")))
     net = tagnet.restore(vars(store.load("network")))
-    model = store.load(systems.artifact("DEN", f"CF + {kind}"))
+    model = store.load(f"DEN CF + {kind}")
     read = prepare.bags(profile, whole_run / "smoke" / "world")
     tracks = store.load("den").cold_tracks
     row = next(i for i, track in enumerate(tracks) if len(read(track)))

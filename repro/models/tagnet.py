@@ -156,7 +156,9 @@ def train(
     x = torch.from_numpy(np.ascontiguousarray(histograms, dtype=np.float32))
     y = torch.from_numpy(tags.astype(bool).toarray())
     rng = np.random.default_rng(seed)
-    generator = torch.default_generator if device == "cpu" else torch.cuda.default_generators[torch.device(device).index or 0]
+    generator = torch.default_generator  # of the dropout
+    if device != "cpu":
+        generator = torch.cuda.default_generators[torch.device(device).index or 0]
     curve = []
 
     def state():
