@@ -51,6 +51,7 @@ def whole_run(tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPRO_RESULTS", str(root))
+        patch.setenv("OMP_NUM_THREADS", "1")  # threads gain nothing on what is small
         assert runner.main("smoke", "cpu") == runner.DONE
         assert runner.main("smoke+seed1", "cpu", only="01") == runner.DONE
         for record in root.glob(f"smoke/*/{run.RECORD}"):

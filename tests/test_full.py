@@ -12,8 +12,6 @@ from repro.models import tagnet, vq, wmf
 from repro.pipeline import runner
 from repro.pipeline.run import Store
 
-SUFFIXES = "", "+seed1", "+lenient"
-
 
 @pytest.mark.parametrize("name", ["07_seeds", "08_studies"])
 def test_the_checks_print_what_the_notebook_stores(whole_run, name):
@@ -28,23 +26,21 @@ def test_the_checks_print_what_the_notebook_stores(whole_run, name):
     assert stored and stored == checks(whole_run / "smoke" / name / f"{name}.ipynb")
 
 
-def test_every_companion_has_a_report(whole_run):
-    for suffix in SUFFIXES:
-        folder = whole_run / f"smoke{suffix}"
-        made = json.loads((folder / "manifest.json").read_text())
-        assert made["profile"] == f"smoke{suffix}"
-        assert ("07_seeds" in made["notebooks"]) == (suffix == "")
-
-
 def test_the_page_of_results_leads_with_the_seeds(whole_run):
     page = (whole_run / "smoke" / "README.md").read_text()
     top = page[: page.index("\n## ")]
     assert "over 2 seeds" in top and "±" in top
 
 
-def test_nothing_runs_twice(whole_run, monkeypatch, capsys):
-    monkeypatch.setenv("REPRO_RESULTS", str(whole_run))
-    assert runner.main("smoke", full=True) == runner.DONE
+@pytest.mark.long
+def test_every_companion_has_a_report_and_nothing_runs_twice(results_folder, capsys):
+    assert runner.main("smoke", "cpu", full=True) == runner.DONE
+    for suffix in ("", "+seed1", "+lenient"):
+        made = json.loads((results_folder / f"smoke{suffix}" / "manifest.json").read_text())
+        assert made["profile"] == f"smoke{suffix}"
+        assert ("07_seeds" in made["notebooks"]) == (suffix == "")
+    capsys.readouterr()
+    assert runner.main("smoke", "cpu", full=True) == runner.DONE
     assert "done:" not in capsys.readouterr().out
 
 

@@ -23,6 +23,7 @@ NOTEBOOKS = "0[1-6]*"
 
 def start(root, log):
     environment = os.environ | {"REPRO_RESULTS": str(root), "REPRO_CHECKPOINT_SECONDS": "0"}
+    environment["OMP_NUM_THREADS"] = "1"  # as the run that it is compared with
     return subprocess.Popen(COMMAND, env=environment, cwd=ROOT, stdout=log, stderr=log)
 
 
