@@ -27,12 +27,7 @@ def test_plays_follow_the_recipe(folder):
         for u, i, n in zip(*data.plays.nonzero(), data.plays.data, strict=True)
     }
     # SOBAD goes although one of its tracks is fine; a repeated pair adds up
-    assert plays == {
-        ("u1", "SOA"): 6,
-        ("u1", "SOB"): 2,
-        ("u2", "SOB"): 3,
-        ("u3", "SOLOST"): 4,
-    }
+    assert plays == {("u1", "SOA"): 6, ("u1", "SOB"): 2, ("u2", "SOB"): 3, ("u3", "SOLOST"): 4}
     assert data.plays.dtype == np.int32
     assert list(data.item_ids) == ["SOA", "SOB", "SOLOST"]
     assert list(data.item_names) == ["Ann - First take", "Bob - Bee", ""]
@@ -147,11 +142,9 @@ def test_spellings_meet_in_a_stem(spellings, stem):
 
 
 def test_artist_names_meet_in_a_key():
-    assert prepare.artist_key("The Beatles") == prepare.artist_key("beatles")
-    assert prepare.artist_key("Sigur Rós") == prepare.artist_key("sigur ros")
-    assert prepare.artist_key("Simon & Garfunkel") == prepare.artist_key("simon and garfunkel")
-    assert prepare.artist_key("Thes") != prepare.artist_key("s")
-    assert prepare.artist_key("!!!") == ""
+    names = ["The Beatles", "Sigur Rós", "Simon & Garfunkel", "Thes", "!!!"]
+    keys = ["beatles", "sigurros", "simonandgarfunkel", "thes", ""]
+    assert [prepare.artist_key(name) for name in names] == keys
 
 
 @pytest.fixture(scope="module")
@@ -176,15 +169,11 @@ def test_genuine_triplets():
 @genuine
 def test_genuine_listening_with_descriptors(samples):
     data = prepare.load(config.LASTFM, samples)
-    assert data.facts["users read"] == 1_892
-    assert data.facts["artists read"] == 17_632
-    assert data.facts["user-artist pairs read"] == 92_834
-    assert data.facts["tag assignments read"] == 186_479
-    assert data.facts["artists with listening, tags and content"] == 4_261
-    assert data.facts["their users"] == data.plays.shape[0] == 1_882
-    assert data.facts["their user-artist pairs"] == 68_766
-    assert data.facts["their tag assignments"] == 132_158
-    assert data.facts["tags that are frequent"] == 585
+    assert list(data.facts.values())[:8] == [
+        *(1_892, 17_632, 92_834, 186_479),  # users, artists, pairs, tag assignments
+        *(4_261, 1_882, 68_766, 132_158),  # the same of artists with all: artists, users, ...
+    ]
+    assert data.plays.shape[0] == 1_882 and data.facts["tags that are frequent"] == 585
     assert data.plays.shape[1] == len(set(data.item_ids)) == 4_244
     assert not (data.tag_train & data.tag_test).any() and (data.tag_train | data.tag_test).all()
     bag = prepare.bags(config.LASTFM, samples)

@@ -92,11 +92,8 @@ def test_readers_read_what_was_written(root, data):
 
 def test_ids_look_like_the_genuine_ones(data):
     assert all(len(user) == 40 and int(user, 16) >= 0 for user in data.user_ids)
-    for prefix, ids in {
-        "SO": data.item_ids,
-        "AR": data.item_artists,
-        "TR": data.item_tracks,
-    }.items():
+    all_ids = {"SO": data.item_ids, "AR": data.item_artists, "TR": data.item_tracks}
+    for prefix, ids in all_ids.items():
         assert all(len(i) == 18 and i.startswith(prefix) and i[2:5].isalpha() for i in ids)
 
 

@@ -30,10 +30,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 from repro.config import PROFILES, Profile
 
 HOSTS = {
-    "millionsongdataset.com",
-    "labrosa.ee.columbia.edu",
-    "files.grouplens.org",
-    "raw.githubusercontent.com",
+    *("millionsongdataset.com", "labrosa.ee.columbia.edu"),
+    *("files.grouplens.org", "raw.githubusercontent.com"),
 }
 _MSD = "https://millionsongdataset.com/sites/default/files/"
 _TAGGING = "https://raw.githubusercontent.com/tbertinmahieux/MSongsDB/master/Tasks_Demos/Tagging/"
@@ -57,10 +55,7 @@ _ABOUT = {name: about for name, *about in (r.split(" | ") for r in _FILES.strip(
 _DIGESTS = {"hetrec2011-lastfm-2k.zip": "md5:296d61afe4e8632b173fc2dd3be20ce2"}
 _READ = {
     "msd": list(_ABOUT)[:8],
-    "subset": [
-        *("train_triplets.txt.zip", "MillionSongSubset", "lastfm_tags.db"),
-        *("tracks_bad_audio.txt", "artists_train.txt", "artists_test.txt"),
-    ],
+    "subset": ["train_triplets.txt.zip", "MillionSongSubset", *list(_ABOUT)[4:8]],
     "spotify": ["Music Info.csv", "User Listening History.csv"],
     "lastfm": ["hetrec2011-lastfm-2k.zip", "Music Info.csv"],
     "lastfm, timbre": ["hetrec2011-lastfm-2k.zip", "msd_h5"],
@@ -89,7 +84,7 @@ class MissingData(FileNotFoundError):
 class Source:
     """One input file or folder, and where to get it.
 
-    ``url`` is empty where a person has to do it, and ``how`` says what; ``digest`` is
+    ``url`` says "by hand: " and how, where a person has to do it; ``digest`` is
     ``algorithm:hex``, empty where the origin's is not known to us.
     """
 
@@ -98,8 +93,7 @@ class Source:
     origin: str
     size: str
     licence: str
-    url: str = ""
-    how: str = ""
+    url: str
     digest: str = ""
 
 
@@ -115,7 +109,7 @@ def described(source: Source) -> str:
         f"  for {', '.join(readers)}; looked for in {folder}{found}\n"
         f"  from {source.origin} ({source.size})\n"
         f"  licence: {source.licence}\n"
-        f"  {source.url or source.how}"
+        f"  {source.url}"
     )
 
 
@@ -124,9 +118,7 @@ def find(name: str, root: Path | str) -> Source:
     path = Path(root) / name
     if path.suffix == ".zip" and not path.exists() and path.with_suffix("").is_file():
         path = path.with_suffix("")
-    *about, where = _ABOUT[name]
-    how = where.removeprefix("by hand: ") if where.startswith("by hand: ") else ""
-    return Source(path, *about, "" if how else where, how, _DIGESTS.get(name, ""))
+    return Source(path, *_ABOUT[name], _DIGESTS.get(name, ""))
 
 
 def names() -> list[str]:
@@ -237,7 +229,7 @@ def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
     if source.path.exists():
         _compare(source)
         return False
-    if not source.url:
+    if source.url.startswith("by hand"):
         raise FetchError(described(source))
     folder, name = source.path.parent, source.url.rpartition("/")[2]
     url = f"{mirror.rstrip('/')}/{name}" if mirror else source.url
@@ -308,15 +300,12 @@ def _notes(path: Path) -> dict:
 
 def _compare(source: Source) -> None:
     """Raise FetchError when a file that is there is not the one that was meant or that came."""
-    noted = _notes(source.path).get(source.path.name)
-    expected = source.digest or (noted and f"sha256:{noted['sha256']}")
-    if expected and source.path.is_file():
-        kind, _, wanted = expected.partition(":")
-        if (found := pooch.file_hash(str(source.path), kind)) != wanted:
-            raise FetchError(
-                f"{source.path}: expected {kind} {wanted}, found {found}; "
-                "take it away to have it downloaded again"
-            )
+    noted = _notes(source.path).get(source.path.name, {}).get("sha256", "")
+    kind, _, wanted = (source.digest or f"sha256:{noted}").partition(":")
+    found = pooch.file_hash(str(source.path), kind) if wanted and source.path.is_file() else wanted
+    if found != wanted:
+        why = f"expected {kind} {wanted}, found {found}"
+        raise FetchError(f"{source.path}: {why}; take it away to have it downloaded again")
 
 
 def _unpack(archive: Path, folder: Path, partial: Path) -> None:

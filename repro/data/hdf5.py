@@ -1,15 +1,10 @@
-"""Read HDF5 files in a process of its own, which libhdf5 may abort when a file is broken.
-
-Run as a script, this module is that process: for each line that names a reader and a path it
-answers with a line of JSON, an error or an array's type and shape, and the array's bytes.
-"""
+"""Read HDF5 files in a process of its own, which libhdf5 may abort when a file is broken."""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +14,7 @@ import numpy as np
 TEXTS = "song_id", "artist_id", "artist_name", "title"
 _NOT_AS_EXPECTED = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError,
                     MemoryError)  # fmt: skip
+_spawn = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
 
 
 class BrokenFile(Exception):
@@ -29,37 +25,26 @@ class _Worker:
     """The process, and the one question that it was asked ahead of time."""
 
     def __init__(self):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen([sys.executable, "-P", __file__], **pipes)
-        self._ahead: list[str] | None = None
+        self._pipe, theirs = _spawn.Pipe()
+        self.process = _spawn.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._ahead = None
 
-    def ask(self, question: list[str], ahead: list[str] | None) -> np.ndarray:
+    def ask(self, question: tuple[str, Path], ahead: tuple[str, Path] | None) -> np.ndarray | str:
         if self._ahead not in (None, question):
-            with suppress(BrokenFile):
-                self._answer()
+            self._pipe.recv()
         if self._ahead != question:
-            self._send(question)
+            self._pipe.send(question)
         if ahead:
-            self._send(ahead)
+            self._pipe.send(ahead)
         self._ahead = ahead
-        return self._answer()
-
-    def _send(self, question: list[str]) -> None:
-        self.process.stdin.write(json.dumps(question).encode() + b"\n")
-        self.process.stdin.flush()
-
-    def _answer(self) -> np.ndarray:
-        kind, shape = json.loads(self.process.stdout.readline())
-        if shape is None:
-            raise BrokenFile(kind)
-        found = np.empty(shape, kind if isinstance(kind, str) else [tuple(f) for f in kind])
-        if self.process.stdout.readinto(found.reshape(-1).view(np.uint8)) != found.nbytes:
-            raise EOFError("the answer is cut short")
-        return found
+        return self._pipe.recv()
 
     def end(self) -> int:
         self.process.kill()
-        return -self.process.wait()
+        self.process.join()
+        return -self.process.exitcode
 
 
 _worker: _Worker | None = None
@@ -76,13 +61,15 @@ def read(reader: str, path: Path, ahead: Path | None = None) -> np.ndarray:
     for _ in range(2):  # whatever else may have ended the process, ends it once
         _worker = _worker or _Worker()
         try:
-            return _worker.ask([reader, str(path)], [reader, str(ahead)] if ahead else None)
-        except BrokenFile:
-            raise
+            found = _worker.ask((reader, path), (reader, ahead) if ahead else None)
         except BaseException as error:  # interrupted, its answer must not be taken for the next
             signalled, _worker, ahead = _worker.end(), None, None
-            if not isinstance(error, OSError | ValueError | EOFError):
+            if not isinstance(error, OSError | EOFError):
                 raise
+            continue
+        if isinstance(found, str):
+            raise BrokenFile(found)
+        return found
     raise BrokenFile(f"libhdf5 was ended by signal {signalled} while it read the file")
 
 
@@ -111,22 +98,15 @@ def _hotness(file: h5py.File) -> np.ndarray:
 READERS = {"timbre": _timbre, "metadata": _metadata, "hotness": _hotness}
 
 
-def _serve() -> None:
+def _serve(pipe) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its caller, when the pipe closes
-    for line in sys.stdin.buffer:
-        reader, path = json.loads(line)
-        data = b""
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                found = np.ascontiguousarray(READERS[reader](file))
-            kind = found.dtype.descr if found.dtype.names else found.dtype.str
-            answer, data = [kind, found.shape], memoryview(found.reshape(-1).view(np.uint8))
-        except _NOT_AS_EXPECTED as error:
-            answer = [str(error), None]
-        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-
-if __name__ == "__main__":
-    _serve()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libhdf5 says as it aborts
+    with suppress(EOFError, ConnectionError):
+        while True:
+            reader, path = pipe.recv()
+            try:
+                with h5py.File(path, "r", locking=False) as file:
+                    found = READERS[reader](file)
+            except _NOT_AS_EXPECTED as error:
+                found = str(error)
+            pipe.send(found)

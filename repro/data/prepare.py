@@ -74,10 +74,7 @@ class Dataset:
 def load(profile: Profile, root: Path | str) -> Dataset:
     """Read everything but the content; :mod:`repro.data.splits` chooses who and what is kept.
 
-    Raises
-    ------
-    MissingData, BadInput
-        Naming all absent files, or the one that cannot be read as expected and where it fails.
+    MissingData names all absent files, BadInput the one that cannot be read and where it fails.
     """
     if absent := missing(profile, root):
         raise MissingData(absent)
@@ -95,10 +92,10 @@ def load(profile: Profile, root: Path | str) -> Dataset:
 
 
 class Bags:
-    """The function from a track id to its content, float32, shape (frames, D).
+    """The function from a track id to its content, float32, shape (frames, D), in own units.
 
-    D is 12 for timbre and 10 for descriptors, in the files' own units; no frames give (0, D). A
-    track whose file cannot be read has none either: one among a million must not stop a run.
+    D is 12 for timbre, 10 for descriptors. A silent track has no frames, and so has one whose file
+    cannot be read: one among a million must not stop a run.
     """
 
     def __init__(self, read: Callable[[str, str], np.ndarray], dims: int):
@@ -117,14 +114,9 @@ class Bags:
             return self._none
 
     def broken(self, silent: Iterable[str], of: int) -> dict[str, str]:
-        """Return which of the tracks that gave no frames cannot be read, and why.
+        """Return which of the tracks that gave no frames cannot be read, and why, read again.
 
-        They are read again, since an earlier, interrupted try may have found them silent.
-
-        Raises
-        ------
-        BadInput
-            When they are more than 20, and more than a tenth of the ``of`` tracks that were read.
+        BadInput says when they are more than 20, and more than a tenth of the ``of`` tracks read.
         """
         found = {}
         for track in silent:
@@ -272,37 +264,30 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
     names = {"id": pl.Int32, "name": pl.String}
     counts = {"userID": pl.Int32, "artistID": pl.Int32, "weight": pl.UInt32}
     given = dict.fromkeys(("userID", "artistID", "tagID"), pl.Int32)
-    artists = raw.table(path, names, "artists.dat").select(
-        artistID="id", name="name", artist=_keys("name")
-    )
+    artists = raw.table(path, names, "artists.dat").rename({"id": "artistID"})
+    artists = artists.with_columns(artist=_keys("name"))
     listening = raw.table(path, counts, "user_artists.dat")
     tagging = raw.table(path, given, "user_taggedartists.dat")
     for name, ids in ("user_artists", listening), ("user_taggedartists", tagging):
         _require_shared(ids["artistID"], f"{path}: {name}.dat", artists["artistID"], "artists.dat")
-    facts = {
-        "users read": listening["userID"].n_unique(),
-        "artists read": artists.height,
-        "user-artist pairs read": listening.height,
-        "tag assignments read": tagging.height,
-    }
+    facts = {"users read": listening["userID"].n_unique(), "artists read": artists.height}
+    facts |= {"user-artist pairs read": listening.height, "tag assignments read": tagging.height}
 
     broken = {}
     if profile.content == "timbre":
-        content = _about_tracks(root / _TREES["lastfm"], broken).select(
-            track="track_id", artist=_keys("artist_name")
-        )
-        facts |= {"tracks read": content.height, "tracks that cannot be read": len(broken)}
+        origin = root / _TREES["lastfm"]
+        tracks = _about_tracks(origin, broken)
+        facts |= {"tracks read": tracks.height, "tracks that cannot be read": len(broken)}
+        content = tracks.select(track="track_id", artist=_keys("artist_name"))
         # One track an artist, the smallest id: bags must not grow with popularity.
         content = content.unique("artist", keep="first", maintain_order=True)
     else:
+        origin = root / "Music Info.csv"
         content = _descriptors(root, "artist").select("artist", track="artist").unique()
-    origin = root / (_TREES["lastfm"] if profile.content == "timbre" else "Music Info.csv")
     _require_shared(artists["artist"], f"{path}: artists.dat", content["artist"], origin)
-    linked = artists.filter(
-        pl.col("artist") != "",
-        pl.col("artistID").is_in(listening["artistID"].implode()),
-        pl.col("artistID").is_in(tagging["artistID"].implode()),
-    ).join(content, on="artist")
+    linked = artists.filter(pl.col("artist") != "").join(content, on="artist")
+    for table in listening, tagging:
+        linked = linked.join(table, on="artistID", how="semi")
     listening = listening.join(linked, on="artistID")
     tagging = tagging.join(linked, on="artistID")
     facts |= {
@@ -318,9 +303,8 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
     # of several spellings, the one that is played most
     spelt = listening.group_by("artist", "name").agg(pl.col("weight").sum())
     spelt = spelt.sort("artist", "weight", "name", descending=[False, True, False])
-    items = spelt.unique("artist", keep="first", maintain_order=True).join(
-        content, on="artist", maintain_order="left"
-    )
+    items = spelt.unique("artist", keep="first", maintain_order=True)
+    items = items.join(content, on="artist", maintain_order="left")
     names = raw.table(path, {"tagID": pl.Int32, "tagValue": pl.String}, "tags.dat", "cp1252")
     tagged = tagging.join(names, on="tagID").group_by("track", tag="tagValue").agg(val=pl.len())
     tags = _tags(tagged, profile.min_songs_per_tag, facts)
@@ -387,17 +371,16 @@ def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> 
     """Raise BadInput when two files that are joined by their ids have none in common."""
     if not ids.unique().cast(pl.String).is_in(others.cast(pl.String).implode()).any():
         first, other = (
-            f"{column.n_unique():,} ids, the first {column.cast(pl.String).min()!r:.60}"
-            for column in (ids, others)
+            f"{where} ({column.n_unique():,} ids, the first {column.cast(pl.String).min()!r:.60})"
+            for where, column in ((origin, ids), (other_origin, others))
         )
-        raise BadInput(f"{origin} ({first}) and {other_origin} ({other}) have no id in common")
+        raise BadInput(f"{first} and {other} have no id in common")
 
 
 def _plays(listening: pl.DataFrame, origin: Path, facts: dict) -> tuple:
     """Return :func:`_matrix` of users, songs and counts, and note its size."""
-    plays = _matrix(*(listening[name] for name in ("user", "song", "count")), origin)
-    matrix, users, songs = plays
-    facts |= {"users": len(users), "songs": len(songs), "user-song pairs": matrix.nnz}
+    plays = _matrix(listening["user"], listening["song"], listening["count"], origin)
+    facts |= {"users": len(plays[1]), "songs": len(plays[2]), "user-song pairs": plays[0].nnz}
     return plays
 
 
@@ -414,14 +397,11 @@ def sanitise(tag: str) -> str:
     return re.sub(r"[\W_]", "", re.sub(r"&| n ", "and", stems))
 
 
-def _tags(
-    tagged: pl.DataFrame, min_tracks: int, facts: dict[str, int]
-) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+def _tags(tagged: pl.DataFrame, min_tracks: int, facts: dict[str, int]) -> tuple:
     """Turn (track, tag, val) rows into the binary matrix, its tracks and its vocabulary.
 
     Tags on `min_tracks` tracks or more that say something of the sound are stemmed, equal stems
-    merged with their values summed, and a tag is positive where the value is. The counts of each
-    step are added to `facts`.
+    merged with their values summed, and a tag is positive where the value is.
     """
     frequent = tagged.group_by("tag").agg(n=pl.col("track").n_unique())
     frequent = frequent.filter(pl.col("n") >= min_tracks)["tag"].to_list()
@@ -448,9 +428,7 @@ def _tags(
     return matrix, tracks, vocabulary
 
 
-def _matrix(
-    rows: pl.Series, columns: pl.Series, values: pl.Series, origin: Path | str = ""
-) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+def _matrix(rows: pl.Series, columns: pl.Series, values: pl.Series, origin="") -> tuple:
     """Return the matrix and its sorted row and column ids; values of repeated pairs add up."""
     (row_codes, row_ids), (column_codes, column_ids) = _codes(rows), _codes(columns)
     shape = len(row_ids), len(column_ids)

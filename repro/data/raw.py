@@ -107,15 +107,9 @@ def _name_line(path: Path, names: tuple, separator: str, header: bool, mark: str
 def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -> pl.DataFrame:
     """Read some columns of a CSV file, or of a tab-separated member of a zip file.
 
-    Parameters
-    ----------
-    columns : dict of str to polars type
-        What is not a number in a column of numbers is an error, as is a UInt32 of 0. A missing
-        value is null in a CSV file, and an error in a member.
-    encoding : str
-        What cannot be decoded is replaced: a name more or less stops nobody.
-
-    BadInput names the file and, where there is one, line and column.
+    In a column of numbers, whose polars type ``columns`` gives, anything else is an error, as is a
+    UInt32 of 0. A missing value is null in a CSV file, and an error in a member. Text that cannot
+    be decoded is replaced. BadInput names the file and, where there is one, line and column.
     """
     where = f"{path}: {member}" if member else f"{path}"
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if member else {}
@@ -166,10 +160,9 @@ def lines(path: Path, empty: bool = True) -> list[str]:
 
 
 def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
-    """Return the rows of an SQL query, its columns of the given polars types, or raise BadInput.
+    """Return the rows of an SQL query, with columns of the given polars types; take no lock.
 
-    The file is opened for reading alone, without a lock. Text that is not UTF-8 is read with
-    replacements.
+    Text that is not UTF-8 is read with replacements; BadInput is raised when there is no row.
     """
     address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     try:
@@ -192,10 +185,9 @@ def place(tree: Path, track: str) -> Path:
 
 
 def timbre(tree: Path, track: str, ahead: str = "") -> np.ndarray:
-    """Return the frames of a track, float32, shape (frames, 12).
+    """Return the frames of a track, float32, shape (frames, 12), and read the next ``ahead``.
 
-    The track that will be asked for next, where it is known, is read ahead. BadInput is raised when
-    the file is absent or broken, or holds anything else.
+    BadInput is raised when the file is absent or broken, or holds anything else.
     """
     path = place(tree, track)
     wanted = f"analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"

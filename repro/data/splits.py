@@ -22,17 +22,8 @@ def dense_subset(
     Rare items go first, then users are counted on what is left. It is a single pass, as in the
     authors' code, not a k-core: a kept item may end a little below its threshold.
 
-    Parameters
-    ----------
-    plays : csr_matrix, shape (n_users, n_items)
-        One stored entry for each pair.
-    min_songs_per_user, min_users_per_song : int
-        Inclusive thresholds. Where they leave nothing, ValueError says why.
-
-    Returns
-    -------
-    users, items : ndarray of int
-        Sorted row and column indices into `plays`.
+    `plays` is users x items, one stored entry for each pair; the thresholds are inclusive. The
+    result is sorted row and column indices. ValueError says why when nothing is left.
     """
     items = np.flatnonzero(_users_per_item(plays) >= min_users_per_song)
     songs = np.diff(plays[:, items].indptr)
@@ -115,17 +106,7 @@ def split_pairs(
     item whose pairs were all held out gets one of them back. What the authors did about those in
     SPR is not published; their row counts show that something was done.
 
-    Parameters
-    ----------
-    plays : csr_matrix, shape (n_users, n_items)
-        One stored entry for each pair.
-    test_fraction, validation_fraction : float
-    seed : int
-
-    Returns
-    -------
-    train, validation, test : csr_matrix
-        Of the shape of `plays`; they have no pair in common and add up to `plays`.
+    The three matrices have the shape of `plays`, no pair in common, and add up to `plays`.
     """
     pairs = plays.tocoo()
     order = np.random.default_rng(seed).permutation(pairs.nnz)

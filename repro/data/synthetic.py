@@ -71,9 +71,8 @@ def _write(world: World, rng: np.random.Generator, root: Path) -> None:
     style = _near(rng, rng.dirichlet(np.full(world.styles, 0.1), world.artists)[artist], 30)
     styles = _styles(world)
     songs, artists = _ids(rng, "SO", world.songs), _ids(rng, "AR", world.artists)
-    names = [
-        f"{_FIRST[a % 10]} {_SECOND[a // 10 % 10]} {a // 100 + 1}" for a in range(len(artists))
-    ]
+    numbers = range(world.artists)
+    names = [f"{_FIRST[a % 10]} {_SECOND[a // 10 % 10]} {a // 100 + 1}" for a in numbers]
 
     # a few songs have a second track
     of = np.concatenate([np.arange(world.songs), rng.choice(world.songs, world.songs // 33)])
@@ -221,9 +220,7 @@ def _timbre(world: World, rng: np.random.Generator, style: np.ndarray) -> list[n
 
 
 def _write_hdf5(root: Path, tracks: pl.DataFrame, timbre: list[np.ndarray]) -> None:
-    metadata = np.dtype(
-        [(c, "f8" if c == "song_hotttnesss" else "S64") for c in tracks.columns[1:]]
-    )
+    metadata = [(c, "f8" if c == "song_hotttnesss" else "S64") for c in tracks.columns[1:]]
     songs = np.array([row[1:] for row in tracks.rows()], metadata)
     analysis = np.array([(t,) for t in tracks["track_id"]], [("track_id", "S32")])
     with h5py.File(root / "msd_summary_file.h5", "w", locking=False) as file:
