@@ -58,10 +58,10 @@ def fetch(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     root = Path(given.data).absolute() if given.data else data_root()
     if given.list or not given.names:
-        print(*(files.described(files.find(name, root)) for name in files.names()), sep="\n")
+        print(*(files.described(files.find(name, root)) for name in files.NAMES), sep="\n")
         return runner.DONE
-    if unknown := [name for name in given.names if name not in (*REAL, *files.names())]:
-        print(f"unknown {unknown[0]!r}: choose of {', '.join([*REAL, *files.names()])}")
+    if unknown := [name for name in given.names if name not in (*REAL, *files.NAMES)]:
+        print(f"unknown {unknown[0]!r}: choose of {', '.join([*REAL, *files.NAMES])}")
         return runner.REFUSED
     profiles = [PROFILES[name] for name in given.names if name in REAL]
     wanted = [source for profile in profiles for source in files.required(profile, root)]

@@ -200,7 +200,7 @@ def test_other_hosts_and_plain_http_are_refused(wanted, url):
 
 
 def test_every_address_of_ours_is_on_a_listed_host(tmp_path):
-    found = [files.find(name, tmp_path) for name in files.names()]
+    found = [files.find(name, tmp_path) for name in files.NAMES]
     assert all(s.url.startswith("by hand: ") or files._is_listed(s.url) for s in found)
 
 
@@ -346,7 +346,7 @@ def test_the_command_fetches_what_a_profile_reads_and_says_what_it_cannot(server
     assert main(["fetch", "no such", "--data", str(tmp_path)]) == 2
     assert main(["fetch", "--list", "--data", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    for name in files.names():
+    for name in files.NAMES:
         assert files.find(name, tmp_path).licence in told and name in told
 
 

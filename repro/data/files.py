@@ -52,10 +52,11 @@ User Listening History.csv | play counts of tracks | kaggle.com, "Million Song D
 msd_h5 | folder of some of the MSD's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 0.3 MB a track | MSD terms, research | by hand: any tracks of the MSD that you have, in its own folders
 """  # noqa: E501
 _ABOUT = {name: about for name, *about in (r.split(" | ") for r in _FILES.strip().split("\n"))}
+NAMES = list(_ABOUT)
 _DIGESTS = {"hetrec2011-lastfm-2k.zip": "md5:296d61afe4e8632b173fc2dd3be20ce2"}
 _READ = {
-    "msd": list(_ABOUT)[:8],
-    "subset": ["train_triplets.txt.zip", "MillionSongSubset", *list(_ABOUT)[4:8]],
+    "msd": NAMES[:8],
+    "subset": ["train_triplets.txt.zip", "MillionSongSubset", *NAMES[4:8]],
     "spotify": ["Music Info.csv", "User Listening History.csv"],
     "lastfm": ["hetrec2011-lastfm-2k.zip", "Music Info.csv"],
     "lastfm, timbre": ["hetrec2011-lastfm-2k.zip", "msd_h5"],
@@ -119,11 +120,6 @@ def find(name: str, root: Path | str) -> Source:
     if path.suffix == ".zip" and not path.exists() and path.with_suffix("").is_file():
         path = path.with_suffix("")
     return Source(path, *_ABOUT[name], _DIGESTS.get(name, ""))
-
-
-def names() -> list[str]:
-    """Return the names of all files that some profile reads."""
-    return list(_ABOUT)
 
 
 def required(profile: Profile, root: Path | str) -> list[Source]:

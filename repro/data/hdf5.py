@@ -1,11 +1,15 @@
-"""Read HDF5 files in a process of its own, which libhdf5 may abort when a file is broken."""
+"""Read HDF5 files in a process of its own, which libhdf5 may abort when a file is broken.
+
+Run as a script, this module is that process: multiprocessing's would run a caller's script again.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
+import subprocess
+import sys
 from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 import h5py
@@ -14,7 +18,6 @@ import numpy as np
 TEXTS = "song_id", "artist_id", "artist_name", "title"
 _NOT_AS_EXPECTED = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError,
                     MemoryError)  # fmt: skip
-_spawn = multiprocessing.get_context("spawn")  # a fork would copy threads' locks
 
 
 class BrokenFile(Exception):
@@ -25,9 +28,11 @@ class _Worker:
     """The process, and the one question that it was asked ahead of time."""
 
     def __init__(self):
-        self._pipe, theirs = _spawn.Pipe()
-        self.process = _spawn.Process(target=_serve, args=(theirs,), daemon=True)
-        self.process.start()
+        self._pipe, theirs = Pipe()
+        number = theirs.fileno()
+        command = [sys.executable, "-P", __file__, str(number)]
+        # quiet, since libhdf5 has something to say as it aborts
+        self.process = subprocess.Popen(command, pass_fds=[number], stderr=subprocess.DEVNULL)
         theirs.close()
         self._ahead = None
 
@@ -43,8 +48,7 @@ class _Worker:
 
     def end(self) -> int:
         self.process.kill()
-        self.process.join()
-        return -self.process.exitcode
+        return -self.process.wait()
 
 
 _worker: _Worker | None = None
@@ -98,9 +102,8 @@ def _hotness(file: h5py.File) -> np.ndarray:
 READERS = {"timbre": _timbre, "metadata": _metadata, "hotness": _hotness}
 
 
-def _serve(pipe) -> None:
+def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its caller, when the pipe closes
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libhdf5 says as it aborts
     with suppress(EOFError, ConnectionError):
         while True:
             reader, path = pipe.recv()
@@ -110,3 +113,7 @@ def _serve(pipe) -> None:
             except _NOT_AS_EXPECTED as error:
                 found = str(error)
             pipe.send(found)
+
+
+if __name__ == "__main__":
+    _serve(Connection(int(sys.argv[1])))

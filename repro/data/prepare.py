@@ -222,12 +222,10 @@ def _plays_of_songs(
     _require_shared(triplets["song"], path, songs["song_id"], origin)
     facts["triplets read"] = triplets.height
     if profile.source == "subset":
-        known = songs["song_id"].unique().cast(pl.Categorical)
-        triplets = triplets.filter(pl.col("song").is_in(known.implode()))
+        triplets = triplets.filter(_of(songs["song_id"]))
         facts["triplets of songs in the subset"] = triplets.height
     bad = songs.filter(pl.col("track_id").is_in(raw.lines(root / "tracks_bad_audio.txt")))
-    bad = bad["song_id"].unique().cast(pl.Categorical)
-    triplets = triplets.filter(~pl.col("song").is_in(bad.implode()))
+    triplets = triplets.filter(~_of(bad["song_id"]))
     facts["triplets after bad-audio removal"] = triplets.height
     return _plays(triplets, path, facts)
 
@@ -290,12 +288,9 @@ def _load_lastfm(profile: Profile, root: Path) -> Dataset:
         linked = linked.join(table, on="artistID", how="semi")
     listening = listening.join(linked, on="artistID")
     tagging = tagging.join(linked, on="artistID")
-    facts |= {
-        "artists with listening, tags and content": linked.height,
-        "their users": listening["userID"].n_unique(),
-        "their user-artist pairs": listening.height,
-        "their tag assignments": tagging.height,
-    }
+    facts["artists with listening, tags and content"] = linked.height
+    facts |= {"their users": listening["userID"].n_unique()}
+    facts |= {"their user-artist pairs": listening.height, "their tag assignments": tagging.height}
 
     users = listening["userID"].cast(pl.String)
     plays = _matrix(users, listening["artist"], listening["weight"], path)
@@ -339,8 +334,7 @@ def _load_spotify(profile: Profile, root: Path) -> Dataset:
     listening = raw.history(path)
     _require_shared(listening["song"], path, tracks["track_id"], root / "Music Info.csv")
     facts["user-track pairs read"] = listening.height
-    known = tracks["track_id"].cast(pl.Categorical)
-    listening = listening.filter(pl.col("song").is_in(known.implode()))
+    listening = listening.filter(_of(tracks["track_id"]))
     facts["pairs of known tracks"] = listening.height
     plays = _plays(listening, path, facts)
     items = _left_join(plays[2], tracks, "track_id").rename({"track_id": "track"})
@@ -375,6 +369,10 @@ def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> 
             for where, column in ((origin, ids), (other_origin, others))
         )
         raise BadInput(f"{first} and {other} have no id in common")
+
+
+def _of(songs: pl.Series) -> pl.Expr:
+    return pl.col("song").is_in(songs.unique().cast(pl.Categorical).implode())
 
 
 def _plays(listening: pl.DataFrame, origin: Path, facts: dict) -> tuple:

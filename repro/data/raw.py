@@ -37,8 +37,8 @@ class BadInput(ValueError):
 def triplets(path: Path) -> pl.DataFrame:
     """Read ``user <TAB> song <TAB> count`` lines, plain or zipped; a count is a positive integer.
 
-    The columns are ``user``, ``song`` (categories: 48 million pairs then take 12 bytes each) and
-    ``count``. BadInput names the file and the first line that is anything else.
+    Users and songs are categories, so 48 million pairs take 12 bytes each. BadInput names the file
+    and the first line that is anything else.
     """
     return _pairs(path, ("user", "song", "count"), "\t", header=False)
 
