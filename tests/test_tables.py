@@ -164,6 +164,9 @@ def test_verdict_tells_the_papers_difference_and_ours():
     assert row["paper"] == pytest.approx(0.0176)  # .1605 - .1429, Table 3
     assert row["mean"] == pytest.approx(0.2) == row["seeds_min"]
     assert (row["low"], row["high"]) == pytest.approx((0.1, 0.3), abs=0.02)
+    shown = tables.typeset(row.to_frame().T.astype({"mean": float}), signed=["paper"])
+    assert list(shown) == ["claim", "metric", "paper", "ours", "verdict", "seeds"]
+    assert shown["paper"].item() == "+0.0176" and shown["ours"].item().startswith("+0.2000 [")
 
 
 @pytest.mark.parametrize(

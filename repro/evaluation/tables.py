@@ -420,6 +420,8 @@ def typeset(frame: pd.DataFrame, settings=(), signed=()) -> pd.DataFrame:
     if "seeds_min" in frame:
         shown["seeds"] = [_range(*row) for row in frame[["seeds_min", "seeds_max"]].to_numpy()]
         shown = shown.drop(columns=["seeds_min", "seeds_max"])
+    if "paper" in frame:
+        shown = shown.rename(columns={"mean": "ours"})
     printed = [name for name in frame if str(name).startswith("paper ")]
     paper = shown[printed].rename(columns=lambda name: name.removeprefix("paper "))
     paper.index = [f"paper: {name}" for name in paper.index]
