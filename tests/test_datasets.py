@@ -178,8 +178,7 @@ def test_genuine_listening_with_descriptors(samples):
     assert not (data.tag_train & data.tag_test).any() and (data.tag_train | data.tag_test).all()
     bag = prepare.bags(config.LASTFM, samples)
     sizes = [len(bag(track)) for track in data.item_tracks]
-    assert min(sizes) > 0
-    assert sum(sizes) == 27_028
+    assert min(sizes) > 0 and sum(sizes) == 27_028
     spelt = dict(zip(data.item_ids, data.item_names, strict=True))
     assert spelt["sigurros"] == "Sigur Rós"
     assert bag("sigurros").shape[1] == len(prepare.DESCRIPTORS) == 10
@@ -195,5 +194,4 @@ def test_genuine_listening_with_timbre(samples):
     with h5py.File(path) as file:
         assert np.allclose(bag(path.stem), file["analysis"]["segments_timbre"][:], rtol=1e-6)
     frames = bag(data.item_tracks[0])
-    assert frames.shape[1] == 12
-    assert 0 <= np.median(frames[:, 0]) <= 60
+    assert frames.shape[1] == 12 and 0 <= np.median(frames[:, 0]) <= 60

@@ -104,14 +104,13 @@ def described(source: Source) -> str:
     readers = [p for p in readers if source in required(PROFILES[p], source.path.parent)]
     folder, name = source.path.parent.resolve(), source.path.name
     near = [path for path in (folder.parent / name, *folder.glob(f"*/{name}")) if path.exists()]
-    found = f"; there is one in {near[0].parent}" if near and not source.path.exists() else ""
-    return (
-        f"{'there' if source.path.exists() else 'missing'} {name}: {source.what}\n"
-        f"  for {', '.join(readers)}; looked for in {folder}{found}\n"
-        f"  from {source.origin} ({source.size})\n"
-        f"  licence: {source.licence}\n"
-        f"  {source.url}"
-    )
+    there = source.path.exists()
+    found = f"; there is one in {near[0].parent}" if near and not there else ""
+    return f"""{"there" if there else "missing"} {name}: {source.what}
+  for {", ".join(readers)}; looked for in {folder}{found}
+  from {source.origin} ({source.size})
+  licence: {source.licence}
+  {source.url}"""
 
 
 def find(name: str, root: Path | str) -> Source:

@@ -46,8 +46,7 @@ def sparse_subset(
     `songs_per_user` of those items. The order is inferred: the paper's 564,437 SPR users are more
     than all the users outside DEN, which rules out counting users before the items are chosen.
 
-    Parameters and results are those of :func:`dense_subset`, but the thresholds are exclusive upper
-    bounds. Items that no kept user played are left out.
+    The thresholds are exclusive upper bounds; items that no kept user played are left out.
     """
     items = np.flatnonzero(_users_per_item(plays) < users_per_song)
     songs = np.diff(plays[:, items].indptr)
