@@ -37,8 +37,8 @@ def test_every_companion_has_a_report_and_nothing_runs_twice(results_folder, cap
     assert runner.main("smoke", "cpu", full=True) == runner.DONE
     for suffix in ("", "+seed1", "+lenient"):
         made = json.loads((results_folder / f"smoke{suffix}" / "manifest.json").read_text())
-        assert made["profile"] == f"smoke{suffix}"
-        assert ("07_seeds" in made["notebooks"]) == (suffix == "")
+        assert made["01_data_prep"]["profile"] == f"smoke{suffix}"
+        assert ("07_seeds" in made) == (suffix == "")
     capsys.readouterr()
     assert runner.main("smoke", "cpu", full=True) == runner.DONE
     assert "done:" not in capsys.readouterr().out

@@ -332,15 +332,6 @@ class Run(Store):
         path = self.folder / "checkpoints" / f"{quote(f'{name} {self.device}', safe='')}.pt"
         return Checkpoint(None if self.by_hand else path, every)
 
-    def trial(self, name, compute):  # until all callers have points
-        points = self.points("trials")
-        for one in points.todo([{"name": name}]):
-            points.add(one, compute())
-        return json.loads(json.dumps(points._rows[points._key({"name": name})]["result"]))
-
-    def part(self, name, compute):  # until all callers have checkpoints
-        return compute()
-
     def figure(self, fig, name: str, caption: str) -> None:
         """Save a figure as PNG and PDF with its provenance in a footer, show it, and close it."""
         import matplotlib.pyplot as plt
