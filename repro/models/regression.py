@@ -68,8 +68,6 @@ def fit(
         divided by the mean curvature of its A, and the error of a network by the variance of beta
         too, so that a penalty weighs alike whatever the loss and the scale of the factors.
     """
-    if len(features) != len(beta):
-        raise ValueError(f"features are {np.shape(features)}, beta is {beta.shape}")
     scaler, k = StandardScaler().fit(features), beta.shape[1]
     scale = np.where(scaler.var_ > 0, scaler.scale_, np.inf)
 
