@@ -23,6 +23,7 @@ NOTEBOOKS = "0[1-6]*"
 
 def start(root, log):
     environment = os.environ | {"REPRO_RESULTS": str(root), "REPRO_CHECKPOINT_SECONDS": "0"}
+    environment |= {"OMP_NUM_THREADS": "1"}  # as the undisturbed run
     environment["OMP_NUM_THREADS"] = "1"  # as the run that it is compared with
     return subprocess.Popen(COMMAND, env=environment, cwd=ROOT, stdout=log, stderr=log)
 
@@ -139,4 +140,4 @@ def test_results_that_cannot_be_written_are_refused(monkeypatch, tmp_path, capsy
     in_the_way.write_text("")
     monkeypatch.setenv("REPRO_RESULTS", str(in_the_way))
     assert runner.main("smoke") == runner.REFUSED
-    assert "cannot be written" in capsys.readouterr().out
+    assert f"Cannot start: [Errno 20] Not a directory: '{in_the_way}" in capsys.readouterr().out

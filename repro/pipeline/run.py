@@ -43,15 +43,12 @@ _BOLD = re.compile(r"\*\*([-+−±.,\d\s\[\]~]+)\*\*")  # a cell in Markdown's b
 
 def git_commit() -> str:
     """Return the commit, marked ``+changes`` when code differs from it, or ``unknown``."""
-
-    def git(*words):
-        return subprocess.run(
-            ["git", "-C", ROOT, *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+    git = ["git", "-C", str(ROOT)]
+    code = "repro", "notebooks", "requirements.lock"
     try:
-        changed = git("status", "--porcelain", "--", "repro", "notebooks", "requirements.lock")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+        head = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True)
+        changed = subprocess.check_output([*git, "status", "--porcelain", "--", *code])
+        return head.strip() + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -81,15 +78,7 @@ def read_journal(path: Path) -> dict:
 
 
 class Checkpoint:
-    """The state of a long fit, kept on disk so that the next try can go on from it.
-
-    Parameters
-    ----------
-    path : Path or None
-        None keeps nothing.
-    every : float
-        Seconds between two savings.
-    """
+    """The state of a long fit, saved every so many seconds; without a path nothing is kept."""
 
     def __init__(self, path: Path | None, every: float):
         self._path, self._every, self._saved = path, every, time.monotonic()
@@ -116,13 +105,8 @@ class Checkpoint:
 class Points:
     """The finished settings of a search or a study, one row each, in the order of their computing.
 
-    A file, where there is one, gets a line per row as it is added: an interrupted notebook goes on
-    with the rows that are not there yet.
-
-    Parameters
-    ----------
-    path : Path, optional
-        A file of JSON lines; None keeps the rows in memory alone.
+    A file, where there is one, gets a line of JSON per row as it is added: an interrupted notebook
+    goes on with the rows that are not there yet.
     """
 
     def __init__(self, path: Path | None = None):
@@ -159,14 +143,7 @@ class Points:
 
 
 class Store:
-    """What the finished notebooks of one profile have saved, to be read.
-
-    Parameters
-    ----------
-    profile : Profile
-    roots : Path
-        Folders of results, the first asked first; by default that of the published ones.
-    """
+    """What the finished notebooks of one profile have saved, in the first of some ``roots``."""
 
     def __init__(self, profile: Profile, *roots: Path):
         self.profile, self._roots = profile, roots or (results_root(),)
@@ -207,16 +184,12 @@ class Run(Store):
 
     Attributes
     ----------
-    profile : Profile
-    device : str
     by_hand : bool
         Whether no runner is at work; then nothing is kept for a later try, for nobody knows what
         it was computed from.
-    folder : Path
-        Where the notebook writes.
-    data : Path
-        The raw data: the synthetic world, which companions share with their base, or the user's
-        folder.
+    folder, data : Path
+        Where the notebook writes, and the raw data: the user's folder, or the synthetic world,
+        which companions share with their base.
     """
 
     def __init__(
@@ -227,21 +200,22 @@ class Run(Store):
             profile = named(profile or os.environ.get("REPRO_PROFILE") or "demo")
         base, _, self._suffix = profile.name.partition("+")
         root, self.by_hand = results_root(), "REPRO_KEY" not in os.environ
-        if not self.by_hand and profile != named(profile.name):
+        self._changed = profile != named(profile.name)
+        if self._changed and not self.by_hand:
             raise ValueError(f"a changed {profile.name} is for trying by hand: the run keeps to it")
         super().__init__(profile, *([root / "scratch"] if self.by_hand else []), root)
-        name = notebook if self.by_hand else f"{notebook}.partial"
-        self.folder = self._roots[0] / profile.name / name
-        self.device = _pick_device(device)
+        own = self._roots[0] / profile.name
+        self.folder = own / (notebook if self.by_hand else f"{notebook}.partial")
+        self.device, threads = _pick_device(device)
         self.data = data_root()
         if profile.source == "world":
-            own = profile.world != named(base).world
-            self.data = self._roots[0] / profile.name / "world" if own else root / base / "world"
+            shared = profile.world == named(base).world
+            self.data = (root / base if shared else own) / "world"
         for room in ("artifacts", "figures", "tables"):
             (self.folder / room).mkdir(parents=True, exist_ok=True)
         (self.folder / JOURNAL).unlink(missing_ok=True)
         about = {"profile": profile.name, "label": self.label, "seed": profile.seed}
-        about |= {"device": self.device, "threads": self.threads}
+        about |= {"device": self.device, "threads": threads}
         self._note("run", about | {"commit": git_commit(), "versions": versions()})
 
     @property
@@ -256,20 +230,13 @@ class Run(Store):
         return self.profile.source == "msd" and self.label == self.profile.label
 
     @property
-    def threads(self) -> int:
-        """Number of threads of torch's linear algebra."""
-        import torch
-
-        return torch.get_num_threads()
-
-    @property
     def provenance(self) -> str:
         """One line that says what a number was made from."""
         label = f"{self.label} +{self._suffix}" if self._suffix else self.label
         parts = [label, f"seed {self.profile.seed}", self.device]
         with suppress(FileNotFoundError):
             parts += [f"data {self.load('data').digest[:12]}"]  # of the first notebook
-        if self.profile != named(self.profile.name):
+        if self._changed:
             parts += ["settings changed by hand"]
         return " · ".join(parts)
 
@@ -279,7 +246,7 @@ class Run(Store):
         where = f"Run by hand: written to `{self.folder}`; inputs from `scratch` first.  \n"
         display(
             Markdown(
-                f"Profile **{self.profile.name}** · {self.provenance} · {self.threads} threads  \n"
+                f"Profile **{self.profile.name}** · {self.provenance}  \n"
                 f"{where if self.by_hand else ''}<small>{libraries} · commit {git_commit()}</small>"
             )
         )
@@ -295,26 +262,14 @@ class Run(Store):
             packed |= _pack(key, value)  # no objects: it refuses them
         np.savez(self.folder / "artifacts" / f"{name}.npz", **packed)
 
-    def companion(self, suffix: str) -> Store:
-        """Return what the profile's companion of that suffix has saved, if it is finished."""
-        store = Store(named(f"{self.profile.name}+{suffix}"))
-        for notebook in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
-            record = results_root() / store.profile.name / notebook.stem / RECORD
-            if not (is_full(notebook) or record.exists()):
-                raise FileNotFoundError(
-                    f"{store.profile.name} lacks {notebook.stem}: "
-                    f"run ./run_all.sh --profile {self.profile.name} --full first"
-                )
-        return store
-
     @property
     def companions(self) -> dict[str, Store]:
-        """Those of the profile's companions that are finished, by suffix."""
-        finished = {}
-        for suffix in self.profile.companions:
-            with suppress(FileNotFoundError):
-                finished[suffix] = self.companion(suffix)
-        return finished
+        """What the profile's companions have saved, those that are finished, by suffix."""
+        names = [p.stem for p in (ROOT / "notebooks").glob("[0-9]*.ipynb") if not is_full(p)]
+        stores = {s: Store(named(f"{self.profile.name}+{s}")) for s in self.profile.companions}
+        folders = {s: results_root() / store.profile.name for s, store in stores.items()}
+        done = {s for s in stores if all((folders[s] / name / RECORD).exists() for name in names)}
+        return {suffix: store for suffix, store in stores.items() if suffix in done}
 
     def points(self, name: str) -> Points:
         """Return a table of finished settings, kept for the next try; in memory by hand."""
@@ -376,17 +331,13 @@ class Run(Store):
             display(Markdown(f"{caption}: [{name}.csv](tables/{name}.csv), {len(frame)} rows"))
             return
         below = " · ".join(filter(None, [note, self.provenance]))
-        drawn = _drawn(frame if shown is None else shown)
-        small = f"<small>{html.escape(below)}</small>"
-        markdown = f"**{caption}**\n\n{drawn['pipe']}\n\n{small}\n"
-        path.with_suffix(".md").write_text(markdown, "utf-8")
-        latex = f"% {' '.join(caption.split())} ({below})\n{drawn['latex_booktabs']}\n"
+        markdown, latex = _drawn(frame if shown is None else shown)
+        page = f"**{caption}**\n\n{markdown}\n\n<small>{html.escape(below)}</small>\n"
+        path.with_suffix(".md").write_text(page, "utf-8")
+        latex = f"% {' '.join(caption.split())} ({below})\n{latex}\n"
         path.with_suffix(".tex").write_text(latex, "utf-8")
         # The class keeps MathJax from reading the dollar signs in artists' names.
-        page = f'<div class="tex2jax_ignore">{drawn["html"]}</div><p>{small}</p>'
-        page = f"<p><b>{html.escape(caption)}</b></p>{page}"
-        plain = f"{caption}\n{drawn['simple']}\n{below}"
-        display({"text/html": page, "text/plain": plain}, raw=True)
+        display(Markdown(f'<div class="tex2jax_ignore">\n\n{page}\n</div>'))
 
     def fact(self, **values) -> None:
         """Enter small named values (numbers, strings) in the manifest."""
@@ -423,15 +374,16 @@ def _refuse_another_checkout(notebook: str) -> None:
         raise ImportError(f"this notebook belongs to {here.parent}, its `repro` to {ROOT}")
 
 
-def _pick_device(wanted: str | None) -> str:
+def _pick_device(wanted: str | None) -> tuple[str, int]:
+    """Return the device, a GPU by default if torch sees one, and torch's number of threads."""
     import torch
 
     wanted = wanted or os.environ.get("REPRO_DEVICE") or "auto"
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    elif wanted.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {wanted!r} was asked for, but torch sees no GPU")
-    return wanted
+    return wanted, torch.get_num_threads()
 
 
 def _pack(name: str, value) -> dict[str, np.ndarray]:
@@ -460,10 +412,10 @@ def _unpack(arrays: dict[str, np.ndarray]) -> dict:
     return values
 
 
-def _drawn(frame: pd.DataFrame) -> dict[str, str]:
-    """Return a frame as text in each of the styles of a table: pipe, latex_booktabs, html, simple.
+def _drawn(frame: pd.DataFrame) -> tuple[str, str]:
+    """Return a frame as a table in Markdown and in LaTeX.
 
-    Names of artists and tags are other people's text, escaped in each of them.
+    Names of artists and tags are other people's text, and escaped: "A$AP" must start no formula.
     """
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index(names=[str(n or "") for n in frame.index.names])
@@ -473,17 +425,14 @@ def _drawn(frame: pd.DataFrame) -> dict[str, str]:
             return "–"
         return f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
 
-    def safe(cell):  # "A$AP" must not start a formula
-        return html.escape(cell, quote=False).replace("|", "&#124;").replace("$", "&#36;")
+    def safe(row):
+        row = [html.escape(cell, quote=False) for cell in row]
+        return [cell.replace("|", "&#124;").replace("$", "&#36;") for cell in row]
 
-    rows = [[text(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+    lines = [frame.columns, *frame.itertuples(index=False, name=None)]
+    header, *rows = [[text(value) for value in row] for row in lines]
     numbers = [all(map(_NUMBER.match, column)) for column in zip(*rows, strict=True)]
     options = {"disable_numparse": True, "colalign": ["right" if n else "left" for n in numbers]}
-    header = [str(name) for name in frame.columns]
-    styles = "latex_booktabs", "html", "simple"
-    drawn = {style: tabulate(rows, header, tablefmt=style, **options) for style in styles}
-    drawn["latex_booktabs"] = _BOLD.sub(r"\\textbf{\1}", drawn["latex_booktabs"])
-    left = re.sub("<(t[dh])>", r'<\1 style="text-align: left;">', drawn["html"])
-    drawn["html"] = _BOLD.sub(r"<b>\1</b>", left)
-    rows, header = [[safe(cell) for cell in row] for row in rows], [safe(h) for h in header]
-    return drawn | {"pipe": tabulate(rows, header, tablefmt="pipe", **options)}
+    latex = tabulate(rows, header, tablefmt="latex_booktabs", **options)
+    markdown = tabulate(list(map(safe, rows)), safe(header), tablefmt="pipe", **options)
+    return markdown, _BOLD.sub(r"\\textbf{\1}", latex)

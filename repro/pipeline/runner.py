@@ -17,10 +17,9 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -83,35 +82,17 @@ def code_digest(notebook: Path, root: Path = ROOT) -> str:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The ordered notebooks of one folder under one profile.
-
-    Parameters
-    ----------
-    profile : Profile
-    device : str
-        As asked for: ``"cpu"``, ``"cuda"`` or ``"auto"``.
-    notebooks : Path
-        Folder of the ``NN_*.ipynb``.
-    root : Path
-        Folder of all results; this pipeline's are in ``root / profile.name``.
-    data : str
-        Digest of the raw data, empty for a synthetic world.
-    """
+    """The ordered notebooks of one folder under one profile."""
 
     profile: Profile
-    device: str
-    notebooks: Path
-    root: Path
-    data: str = ""
+    device: str  # as asked for: "cpu", "cuda" or "auto"
+    notebooks: Path  # the folder of the NN_*.ipynb
+    root: Path  # the folder of all results
+    data: str = ""  # digest of the raw data, empty for a synthetic world
 
     @property
     def folder(self) -> Path:
         return self.root / self.profile.name
-
-    @property
-    def base(self) -> str:
-        """The profile without its suffix, whose lock and world it shares."""
-        return self.profile.name.partition("+")[0]
 
     @property
     def ordinary(self) -> list[str]:
@@ -373,18 +354,12 @@ def main(
 
     Parameters
     ----------
-    profile, device : str
-        Name of the profile; ``"cpu"``, ``"cuda"`` or ``"auto"``.
     only, first : str, optional
         Run this notebook alone, or this one and those after it.
     full : bool
         Run all: the ordinary notebooks, those of every companion, then the full ones.
-    force : bool
-        Run the chosen notebooks even if they are up to date.
-    list_only : bool
-        Print the plan and stop.
-    notebooks : Path
-        Folder of the notebooks.
+    force, list_only : bool
+        Run the chosen notebooks even if they are up to date; print the plan and stop.
 
     Returns
     -------
@@ -392,7 +367,7 @@ def main(
         0 done, 1 a notebook failed, 2 refused before any work, 130 interrupted.
     """
     try:
-        settings = named(profile)
+        settings, base = named(profile), profile.partition("+")[0]
         world = settings.source == "world"  # its first notebook makes the data
         missing = [] if world else files.missing(settings, data_root())
         data = "" if world or missing else files.data_digest(settings, data_root())
@@ -417,18 +392,19 @@ def main(
         _print_plan(*work[-1])
     if missing:
         print("", *map(files.described, missing), sep="\n")
-        get = f"./run_all.sh fetch {pipeline.base} --data {shlex.quote(str(data_root()))}"
+        get = f"./run_all.sh fetch {base} --data {shlex.quote(str(data_root()))}"
         print(f"\nWhat can be downloaded:  {get}")
-    if list_only:
-        return DONE
+    if list_only or missing:
+        return DONE if list_only else REFUSED
+    folder = pipeline.root / base  # companions share its lock
+    busy = f"another run is at work in {folder}: wait until it has ended, or stop it"
+    command = _command(pipeline, full or chosen[-1] in pipeline.full)
     try:
-        if missing:
-            return REFUSED
-        _check_earlier(pipeline, chosen, bool(only))
-        command = _command(pipeline, full or chosen[-1] in pipeline.full)
-        with _locked(pipeline.root / pipeline.base), stoppable():
+        _check_earlier(pipeline, chosen[0])
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.exclusive_lock(folder / "lock", busy), stoppable():
             return _run_all(work, force, f"What is finished is kept. To go on:  {command}")
-    except Refused as error:
+    except (Refused, OSError) as error:
         print(f"Cannot start: {error}")
         return REFUSED
 
@@ -442,17 +418,13 @@ def _print_plan(pipeline: Pipeline, plan: dict[str, str | None]) -> None:
         print(f"  {name:<26} {'runs: ' + reason if reason else 'up to date'}{last}")
 
 
-def _check_earlier(pipeline: Pipeline, chosen: list[str], only: bool) -> None:
+def _check_earlier(pipeline: Pipeline, first: str) -> None:
     """Refuse what builds on a notebook that has never run; say what is not up to date."""
-    for earlier in takewhile(chosen[0].__ne__, pipeline.ordinary):
+    for earlier in takewhile(first.__ne__, pipeline.ordinary):
         if pipeline.record(earlier) is None:
-            raise Refused(f"{earlier} has to run before {chosen[0]}")
+            raise Refused(f"{earlier} has to run before {first}")
         if reason := pipeline.stale(earlier):
             print(f"Note: {earlier} is not up to date ({reason}); what it made before is used")
-    if only and chosen[0] in pipeline.full:
-        others = [c.profile.name for c in pipeline.companions if any(c.plan(c.ordinary).values())]
-        if others:
-            print(f"Note: not up to date, which --full mends: {', '.join(others)}")
 
 
 def _command(pipeline: Pipeline, full: bool) -> str:
@@ -465,30 +437,12 @@ def _command(pipeline: Pipeline, full: bool) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep every other run out of a profile's results, its companions' included."""
-    busy = f"another run is at work in {folder}: wait until it has ended, or stop it"
-    with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(files.exclusive_lock(folder / "lock", busy))
-        except BlockingIOError as error:
-            raise Refused(error) from error
-        except OSError as error:
-            raise Refused(f"{folder} cannot be written: {error}") from error
-        yield
-
-
-@contextmanager
 def stoppable() -> Iterator[None]:
     """Let SIGTERM end what is under way as Ctrl-C does, a kernel with it."""
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
