@@ -7,7 +7,6 @@ import nbformat
 import pytest
 
 from repro.config import ROOT
-from repro.pipeline.runner import check_parameters
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHECKED = "nbval-check-output"
@@ -47,8 +46,10 @@ def test_it_is_valid_and_names_no_private_kernel(notebook):
     assert "papermill" not in notebook.metadata
 
 
-def test_one_cell_takes_the_parameters(path):
-    check_parameters(path)
+def test_one_cell_takes_the_parameters(code):
+    (cell,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    names = [line.split(" = None")[0] for line in cell.source.splitlines()]
+    assert names == ["profile", "device"]
 
 
 def test_it_opens_with_a_title_and_closes_with_checks(notebook):
@@ -61,12 +62,13 @@ def test_there_is_at_least_as_much_text_as_code(notebook, code):
     assert 2 * len(code) <= len(notebook.cells)
 
 
-def test_cells_are_short_and_define_nothing(code):
-    definitions = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+def test_cells_are_short_and_define_only_short_functions(code):
     for cell in code:
         assert len(cell.source.splitlines()) <= 25, cell.source
         for node in ast.walk(ast.parse(cell.source)):
-            assert not isinstance(node, definitions), cell.source
+            assert not isinstance(node, ast.ClassDef), cell.source
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 12, cell.source
 
 
 def test_it_installs_nothing_and_knows_no_absolute_path(code):
