@@ -67,8 +67,7 @@ def same_after(whole_run, root, kills, seed):
     different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
     assert expected and not different
     left = [p for p in (root / "smoke").rglob("*") if "partial" in p.name]
-    left += [p for name in ("points", "checkpoints") for p in root.glob(f"smoke/*/{name}")]
-    assert not left
+    assert not left and not list(root.glob(f"smoke/*/{run.KEPT}"))
     return hit
 
 

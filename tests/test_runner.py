@@ -103,7 +103,7 @@ class Project:
 
     def plan(self, device="cpu"):
         pipeline = runner.Pipeline(config.SMOKE, device, self.notebooks, self.root)
-        names = pipeline.ordinary + pipeline.full
+        names = pipeline.all
         return {name[:2]: reason for name, reason in pipeline.plan(names).items()}
 
 
@@ -429,7 +429,7 @@ def test_points_survive_an_interruption(search, end, told, capsys):
     (search.notebooks / "calm").touch()
     assert search.run()[0] == DONE
     assert search.computed() == "23"
-    assert not list(search.made.glob("*/points"))
+    assert not list(search.made.glob(f"*/{run.KEPT}"))
     if "ValueError" in told:
         rows = search.made / "01_search/artifacts/rows.npz"
         resumed = files.sha256(rows)
@@ -446,7 +446,7 @@ def test_points_of_other_code_are_dropped(search):
     assert search.computed() == "012012"
     search.edit("01_search", "raise ValueError")
     assert search.run()[0] == FAILED
-    assert not list(search.made.glob("*/points"))
+    assert not list(search.made.glob(f"*/{run.KEPT}/*.jsonl"))
 
 
 def test_the_command_line(monkeypatch, tmp_path):

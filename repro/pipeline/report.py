@@ -29,7 +29,7 @@ def write(pipeline, renew: bool) -> str:
     renew : bool
         Write them although they exist and would say the same.
     """
-    folder, notebooks = pipeline.folder, pipeline.ordinary + pipeline.full
+    folder, notebooks = pipeline.folder, pipeline.all
     records = {name: record for name in notebooks if (record := pipeline.record(name))}
     stale = [n for n in notebooks if (n in records or n in pipeline.ordinary) and pipeline.stale(n)]
     fresh = {name: record for name, record in records.items() if name not in stale}

@@ -37,6 +37,7 @@ PACKAGES = ("numpy", "scipy", "pandas", "polars", "h5py", "torch", "numba", "sci
 PACKAGES += ("faiss-cpu", "nltk")
 RECORD = "artifacts/record.json"  # the last file that a finished notebook gets
 JOURNAL = "artifacts/journal.jsonl"  # what it is made from
+KEPT = "kept"  # a folder that only an unfinished notebook has, for its next try
 _NUMBER = re.compile(r"[*+−-]*\d|–$")  # what a cell with a number in it begins with
 _BOLD = re.compile(r"\*\*([-+−±.,\d\s\[\]~]+)\*\*")  # a cell in Markdown's bold
 
@@ -273,7 +274,7 @@ class Run(Store):
 
     def points(self, name: str) -> Points:
         """Return a table of finished settings, kept for the next try; in memory by hand."""
-        path = self.folder / "points" / f"{quote(name, safe='')}.jsonl"
+        path = self.folder / KEPT / f"{quote(name, safe='')}.jsonl"
         return Points(None if self.by_hand else path)
 
     def checkpoint(self, name: str, every: float | None = None) -> Checkpoint:
@@ -284,7 +285,7 @@ class Run(Store):
         if every is None:
             every = float(os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60)
         # A state of the GPU's random numbers means nothing to a CPU.
-        path = self.folder / "checkpoints" / f"{quote(f'{name} {self.device}', safe='')}.pt"
+        path = self.folder / KEPT / f"{quote(f'{name} {self.device}', safe='')}.pt"
         return Checkpoint(None if self.by_hand else path, every)
 
     def figure(self, fig, name: str, caption: str) -> None:

@@ -33,7 +33,6 @@ DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 USER_ERRORS = {"BadInput", "MissingData", "FileNotFoundError", "ValueError", "OSError"}
 USER_ERRORS |= {"PermissionError", "IsADirectoryError", "NotADirectoryError", "ImportError"}
 PAUSE = 60  # seconds between two lines of progress in a log
-_UNFINISHED = "points", "checkpoints", "key.json", "kernel.log"  # what only a partial folder has
 
 
 class Refused(Exception):
@@ -97,26 +96,22 @@ class Pipeline:
     @property
     def ordinary(self) -> list[str]:
         """The notebooks that run without being asked for."""
-        paths = sorted(self.notebooks.glob("[0-9][0-9]_*.ipynb"))
-        return [path.stem for path in paths if not run.is_full(path)]
+        return [name for name in self.all if not run.is_full(self.notebooks / f"{name}.ipynb")]
 
     @property
     def full(self) -> list[str]:
         """The notebooks that only ``--full`` runs, or ``--only`` by their number."""
-        paths = sorted(self.notebooks.glob("[0-9][0-9]_*.ipynb"))
-        return [path.stem for path in paths if run.is_full(path)]
+        return [name for name in self.all if run.is_full(self.notebooks / f"{name}.ipynb")]
+
+    @property
+    def all(self) -> list[str]:
+        return sorted(path.stem for path in self.notebooks.glob("[0-9][0-9]_*.ipynb"))
 
     @property
     def companions(self) -> list[Pipeline]:
         """The pipelines of the same data whose results full notebooks read."""
-        names = [f"{self.profile.name}+{suffix}" for suffix in self.profile.companions]
+        names = (f"{self.profile.name}+{suffix}" for suffix in self.profile.companions)
         return [replace(self, profile=named(name)) for name in names]
-
-    def source(self, notebook: str) -> Path:
-        return self.notebooks / f"{notebook}.ipynb"
-
-    def partial(self, notebook: str) -> Path:
-        return self.folder / f"{notebook}.partial"
 
     def record(self, notebook: str) -> dict | None:
         """Return what a finished notebook is, on what it was run and what it made."""
@@ -125,7 +120,7 @@ class Pipeline:
 
     def key(self, notebook: str) -> dict[str, str]:
         """Return what decides a notebook's results, one digest per possible cause of change."""
-        order = self.ordinary + self.full
+        order = self.all
         earlier = [(self, name) for name in order[: order.index(notebook)]]
         if notebook in self.full:
             earlier += [(other, name) for other in self.companions for name in other.ordinary]
@@ -135,7 +130,7 @@ class Pipeline:
         outputs = [f"{path} {sha}" for record in records for path, sha in record["outputs"].items()]
         return {
             "settings": _sha(self.profile.decisive(), self.device),
-            "code": code_digest(self.source(notebook)),
+            "code": code_digest(self.notebooks / f"{notebook}.ipynb"),
             "libraries": _sha(json.dumps(run.versions())),
             "data": self.data,
             "input": _sha(*(line for line in outputs if line.startswith(read))),
@@ -174,13 +169,15 @@ class Pipeline:
         Points and checkpoints of an earlier try with the same key are used, unless ``afresh``.
         """
         started, key = time.monotonic(), self.key(notebook)  # before the code is edited meanwhile
-        folder, partial = self.folder / notebook, self.partial(notebook)
-        kept = partial / "key.json"
-        if afresh or not kept.exists() or _read(kept) != key:
+        folder, partial = self.folder / notebook, self.folder / f"{notebook}.partial"
+        kept = partial / run.KEPT
+        if afresh or not (kept / "key.json").exists() or _read(kept / "key.json") != key:
             shutil.rmtree(partial, ignore_errors=True)
-            files.write_json(kept, key)
+            files.write_json(kept / "key.json", key)
         parameters = {"profile": self.profile.name, "device": self.device}
-        page = _execute(self.source(notebook), partial / f"{notebook}.ipynb", parameters)
+        page = _execute(
+            self.notebooks / f"{notebook}.ipynb", partial / f"{notebook}.ipynb", parameters
+        )
         _publish(page, partial)
         record = run.read_journal(partial / run.JOURNAL)
         record |= {"seconds": round(time.monotonic() - started, 1), "key": key}
@@ -188,7 +185,7 @@ class Pipeline:
         files.write_json(partial / run.RECORD, record)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-        _clean(folder)
+        shutil.rmtree(folder / run.KEPT)
         return record
 
     def renew_text(self, notebook: str) -> bool:
@@ -199,7 +196,7 @@ class Pipeline:
         done = nbformat.read(folder / f"{notebook}.ipynb", as_version=4)
         executed = iter([cell for cell in done.cells if cell.cell_type == "code"])
         cells = []
-        for cell in nbformat.read(self.source(notebook), as_version=4).cells:
+        for cell in nbformat.read(self.notebooks / f"{notebook}.ipynb", as_version=4).cells:
             cells.append(next(executed) if cell.cell_type == "code" else _relinked(cell))
             if "parameters" in cell.metadata.get("tags", []):
                 cells.append(next(executed))  # those that papermill injected
@@ -219,12 +216,6 @@ def _digests(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): files.sha256(p) for p in sorted(paths)}
 
 
-def _clean(folder: Path) -> None:
-    for name in _UNFINISHED:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 class DeadKernel(Exception):
     """A notebook's process has ended by itself; the message says how."""
 
@@ -237,7 +228,7 @@ def _execute(source: Path, page: Path, parameters: dict[str, str]):
     from nbclient.exceptions import DeadKernelError
 
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    log = page.with_name("kernel.log")
+    log = page.parent / run.KEPT / "kernel.log"
     processes = []
 
     class Kernel(AsyncKernelManager):
@@ -325,18 +316,13 @@ class _Bars:
         sys.stderr.flush()
 
 
-def choose(notebooks: list[str], only: str | None, first: str | None) -> list[str]:
+def choose(names: list[str], only: str | None, first: str | None) -> list[str]:
     """Return the notebooks that ``--only`` or ``--from`` select, by number or by name."""
-
-    def number(wanted):
-        found = [i for i, name in enumerate(notebooks) if name.startswith(wanted.zfill(2))]
-        if len(found) != 1:
-            raise Refused(f"no notebook {wanted!r}: there are {', '.join(notebooks)}")
-        return found[0]
-
-    if only:
-        return [notebooks[number(only)]]
-    return notebooks[number(first) :] if first else notebooks
+    wanted = only or first or "01"
+    found = [i for i, name in enumerate(names) if name.startswith(wanted.zfill(2))]
+    if len(found) != 1:
+        raise Refused(f"no notebook {wanted!r}: there are {', '.join(names)}")
+    return names[found[0] :][: 1 if only else None]
 
 
 def main(
@@ -372,7 +358,7 @@ def main(
         missing = [] if world else files.missing(settings, data_root())
         data = "" if world or missing else files.data_digest(settings, data_root())
         pipeline = Pipeline(settings, device, notebooks, results_root(), data)
-        chosen = choose(pipeline.ordinary + pipeline.full, only, first)
+        chosen = choose(pipeline.all, only, first)
         if not (only or full):
             chosen = [name for name in chosen if name in pipeline.ordinary]
         if not chosen:
@@ -381,15 +367,7 @@ def main(
         print(f"Cannot start: {error}")
         return REFUSED
 
-    parts = [(pipeline, chosen)]
-    if full:
-        parts = [(part, part.ordinary) for part in (pipeline, *pipeline.companions)]
-        parts += [(pipeline, pipeline.full)]
-    work, again = [], False
-    for part, names in parts:
-        work += [(part, part.plan(names, force, again and part is pipeline))]
-        again = again or any(work[-1][1].values())
-        _print_plan(*work[-1])
+    work = _plan_all(pipeline, chosen, full, force)
     if missing:
         print("", *map(files.described, missing), sep="\n")
         get = f"./run_all.sh fetch {base} --data {shlex.quote(str(data_root()))}"
@@ -409,13 +387,22 @@ def main(
         return REFUSED
 
 
-def _print_plan(pipeline: Pipeline, plan: dict[str, str | None]) -> None:
-    profile = pipeline.profile
-    print(f"Profile {profile.name} ({profile.label}), device {pipeline.device}")
-    for name, reason in plan.items():
-        record = pipeline.record(name)
-        last = f"  (last time {record['seconds']:.0f} s)" if record else ""
-        print(f"  {name:<26} {'runs: ' + reason if reason else 'up to date'}{last}")
+def _plan_all(pipeline: Pipeline, chosen: list[str], full: bool, force: bool) -> list:
+    """Return, and print, what is to run: pairs of a pipeline and its plan, in their order."""
+    parts = [(pipeline, chosen)]
+    if full:
+        parts = [(part, part.ordinary) for part in (pipeline, *pipeline.companions)]
+        parts += [(pipeline, pipeline.full)]
+    work, again = [], False
+    for part, names in parts:
+        plan = part.plan(names, force, again and part is pipeline)
+        work, again = [*work, (part, plan)], again or any(plan.values())
+        print(f"Profile {part.profile.name} ({part.profile.label}), device {part.device}")
+        for name, reason in plan.items():
+            record = part.record(name)
+            last = f"  (last time {record['seconds']:.0f} s)" if record else ""
+            print(f"  {name:<26} {'runs: ' + reason if reason else 'up to date'}{last}")
+    return work
 
 
 def _check_earlier(pipeline: Pipeline, first: str) -> None:
@@ -465,7 +452,7 @@ def _run_all(work: list, force: bool, again: str) -> int:
                 # Asked again: an earlier notebook that ran may have made the very same artefacts.
                 if not force and part.stale(name) is None:
                     continue
-                title, page = f"{part.profile.name} {name}", part.partial(name) / f"{name}.ipynb"
+                title, page = f"{part.profile.name} {name}", f"{name}.partial/{name}.ipynb"
                 print(f"{title} ...", flush=True)
                 for file in report.FILES:  # they speak of what is about to change
                     (part.folder / file).unlink(missing_ok=True)
@@ -483,7 +470,7 @@ def _run_all(work: list, force: bool, again: str) -> int:
         if error.ename not in USER_ERRORS:
             trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
             print("\n".join("    " + line for line in trace[-12:]))
-        print(f"The notebook as far as it came: {page}\n{again}")
+        print(f"The notebook as far as it came: {part.folder / page}\n{again}")
         return FAILED
     except (DeadKernel, OSError) as error:  # the latter a full disk, as a rule
         print(f"\nFAILED: {title}: {error}\n{again}")
