@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ REAL = [name for name, profile in PROFILES.items() if profile.source != "world"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the arguments, run, and return the exit status."""
+    # SIGTERM ends what is under way as Ctrl-C does, a kernel with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["fetch"]:
         return fetch(arguments[1:])
@@ -74,8 +77,7 @@ def fetch(arguments: list[str]) -> int:
                 raise files.FetchError(files.described(source))
             about = "there" if there else f"{source.size}, {source.licence}"
             print(f"{source.path.name}: {about}", flush=True)
-            with runner.stoppable():
-                files.fetch(source, mirror=given.mirror)
+            files.fetch(source, mirror=given.mirror)
         except (files.FetchError, OSError, ValueError) as error:
             print(error)
             status = runner.FAILED

@@ -306,9 +306,7 @@ def test_the_page_leads_with_the_tables_over_seeds(tmp_path):
         (tmp_path / "01_toy" / "tables" / f"{name}.md").write_text(f"Caption of {name}\n|a|\n")
 
     def head_and_section(record):
-        top = [report._top(tmp_path, name, {"01_toy": record}) for name in report.TOP_TABLES]
-        page = report.page(tmp_path, {"01_toy": record}, [], [table for table in top if table])
-        return page.split("## Toy")
+        return report.page(tmp_path, {"01_toy": record}, [])[0].split("## Toy")
 
     head, section = head_and_section(record)
     assert "Caption of seeds_headline" in head and "Caption of verdicts" in head

@@ -305,7 +305,7 @@ def test_bars_of_cells_are_shown_with_their_time_left(project, monkeypatch, caps
     project.edit("01_first", "print('no bar')\n" + code + "    time.sleep(0.3)\n" + FIRST)
     assert project.run(only="01")[0] == DONE
     out = capsys.readouterr().out
-    assert "  01_first: 25%|##| [00:04<00:12]\n" in out and "no bar" not in out
+    assert "\n  25%|##| [00:04<00:12]\n" in out and "no bar" not in out
 
 
 @pytest.mark.fault(

@@ -16,96 +16,70 @@ TOP_TABLES = "headline", "verdicts"
 LONG_TABLE = 20  # rows; a longer one is linked, not shown
 SYNTHETIC = (
     "> **Synthetic.** Everything on this page was computed from invented data that carry a known "
-    "pattern. It shows that the method works as written; it says nothing about real listeners."
+    "pattern. It shows that the method works as written; it says nothing about real listeners.\n"
 )
 
 
-def write(pipeline, renew: bool) -> str:
-    """Write the page and the manifest of a profile's results; return the headline as plain text.
-
-    Parameters
-    ----------
-    pipeline : repro.pipeline.runner.Pipeline
-    renew : bool
-        Write them although they exist and would say the same.
-    """
-    folder, notebooks = pipeline.folder, pipeline.all
-    records = {name: record for name in notebooks if (record := pipeline.record(name))}
-    stale = [n for n in notebooks if (n in records or n in pipeline.ordinary) and pipeline.stale(n)]
-    fresh = {name: record for name, record in records.items() if name not in stale}
-    top = [table for name in TOP_TABLES if (table := _top(folder, name, fresh))]
-    text = page(folder, records, stale, top)
+def write(pipeline) -> str:
+    """Write page and manifest of a pipeline's results; return the headline as plain text."""
+    folder = pipeline.folder
+    records = {name: record for name in pipeline.all if (record := pipeline.record(name))}
+    stale = [n for n in {*pipeline.ordinary, *records} if pipeline.stale(n)]
+    text, headline = page(folder, records, sorted(stale))
     readme, index, manifest = (folder / name for name in FILES)
-    # A companion that ran by itself can make a notebook stale that was not among the chosen.
-    if renew or not (index.exists() and readme.exists() and readme.read_text("utf-8") == text):
-        write_json(manifest, records)
+    write_json(manifest, records)
+    if not (index.exists() and readme.exists() and readme.read_text("utf-8") == text):
         readme.write_text(text, "utf-8")
         index.write_text(_html(text), "utf-8")
-    headline = top[0].read_text("utf-8") if top else ""
     return html.unescape(re.sub(r"</?\w+>|\*\*", "", headline)).strip()
 
 
-def _top(folder: Path, name: str, fresh: dict[str, dict]) -> Path | None:
-    """Return the table that stands for ``name`` at the head of the page: that over seeds, if made.
+def page(folder: Path, records: dict[str, dict], stale: list[str]) -> tuple[str, str]:
+    """Return the report as Markdown, its links relative to ``folder``, and its headline table.
 
-    That it is there is not enough: in a fresh clone it is of other code than what has just run.
+    The tables over seeds lead it, where a notebook has made them that is not stale: in a fresh
+    clone they are of other code than what has just run.
     """
-    made = {shown["name"]: n for n, record in fresh.items() for shown in record["shown"]}
-    name = f"seeds_{name}" if f"seeds_{name}" in made else name
-    return folder / made[name] / "tables" / f"{name}.md" if name in made else None
-
-
-def page(folder: Path, records: dict[str, dict], stale: list[str], top: list[Path]) -> str:
-    """Return the report as Markdown, its links relative to ``folder``."""
     last = list(records.values())[-1]
-    lines = [f"# What was found: {last['label']}", ""]
-    if "synthetic" in last["label"]:
-        lines += [SYNTHETIC, ""]
-    if stale:
-        lines += [f"> **Not up to date:** {', '.join(stale)}.", ""]
-    lines += [path.read_text("utf-8") for path in top]
+    made = {s["name"]: n for n in records if n not in stale for s in records[n]["shown"]}
+    names = [f"seeds_{name}" if f"seeds_{name}" in made else name for name in TOP_TABLES]
+    top = {n: (folder / made[n] / f"tables/{n}.md").read_text("utf-8") for n in names if n in made}
+    lines = [f"# What was found: {last['label']}\n"]
+    lines += [SYNTHETIC] if "synthetic" in last["label"] else []
+    lines += [f"> **Not up to date:** {', '.join(stale)}.\n"] if stale else []
+    lines += top.values()
     for name, record in records.items():
         cells = json.loads((folder / name / f"{name}.ipynb").read_text("utf-8"))["cells"]
         title = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            f"[page]({name}/{name}.html), [notebook]({name}/{name}.ipynb)",
-            "",
-        ]
-        shown = [
-            one
-            for one in record["shown"]
-            if folder / name / "tables" / f"{one['name']}.md" not in top
-        ]
-        lines += [line for one in shown for line in _shown(folder, name, **one)]
-    lines += ["", "## Provenance", ""]
+        lines += [f"\n## {title}\n\n[page]({name}/{name}.html), [notebook]({name}/{name}.ipynb)\n"]
+        lines += [_shown(folder, name, **one) for one in record["shown"] if one["name"] not in top]
     libraries = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
-    lines += [f"Profile {last['profile']}, seed {last['seed']}, device {last['device']}, "]
-    facts = {name: fact for record in records.values() for name, fact in record["facts"].items()}
-    lines += [f"{last['threads']} threads, data {facts.get('data')}, commit {last['commit']}. "]
-    lines += [f"{libraries}. Digests of every output are in [manifest.json](manifest.json).", ""]
-    lines += ["| notebook | seconds | peak memory, MiB | checks passed |", "|:--|--:|--:|--:|"]
+    data = [record["facts"]["data"] for record in records.values() if "data" in record["facts"]]
+    lines += [
+        f"\n## Provenance\n\nProfile {last['profile']}, seed {last['seed']}, "
+        f"device {last['device']}, {last['threads']} threads, data {''.join(data) or 'unknown'}, "
+        f"commit {last['commit']}. {libraries}. Digests of every output are in "
+        "[manifest.json](manifest.json).\n\n"
+        "| notebook | seconds | peak memory, MiB | checks passed |\n|:--|--:|--:|--:|"
+    ]
     for name, record in records.items():
         numbers = f"{record['seconds']:.0f} | {record['peak_mib']:.0f} | {len(record['checks'])}"
         lines += [f"| {name} | {numbers} |"]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, ""]), next(iter(top.values()), "")
 
 
-def _shown(folder: Path, notebook: str, kind: str, name: str, caption: str) -> list[str]:
-    """Return the lines for a figure or a table; a long table is linked, not shown."""
+def _shown(folder: Path, notebook: str, kind: str, name: str, caption: str) -> str:
+    """Return a figure or a table as Markdown; a long table is linked, not shown."""
     if kind == "figure":
         path = f"{notebook}/figures/{name}.png"
         width = shown_width(folder / path)
         image = f'<img src="{quote(path)}" width="{width}" alt="{html.escape(caption)}">'
-        return [image, "", f"*{caption}*", ""]
+        return f"{image}\n\n*{caption}*\n"
     path = folder / notebook / "tables" / f"{name}.md"
     table = path.read_text("utf-8") if path.exists() else ""
-    if 0 < table.count("\n|") <= LONG_TABLE:
-        return [table]
-    ending = "md" if table else "csv"
-    return [f"Table: [{caption}]({notebook}/tables/{quote(name)}.{ending})\n"]
+    link = f"{notebook}/tables/{quote(name)}.{'md' if table else 'csv'}"
+    short = 0 < table.count("\n|") <= LONG_TABLE
+    return table if short else f"Table: [{caption}]({link})\n"
 
 
 def _html(text: str) -> str:

@@ -191,6 +191,8 @@ class Run(Store):
     folder, data : Path
         Where the notebook writes, and the raw data: the user's folder, or the synthetic world,
         which companions share with their base.
+    label : str
+        What the data are.
     """
 
     def __init__(
@@ -212,23 +214,17 @@ class Run(Store):
         if profile.source == "world":
             shared = profile.world == named(base).world
             self.data = (root / base if shared else own) / "world"
+        # A synthetic world put in the place of real files says so.
+        synthetic = profile.source != "world" and (self.data / "world.json").exists()
+        self.label = "synthetic data" if synthetic else profile.label
         for room in ("artifacts", "figures", "tables"):
             (self.folder / room).mkdir(parents=True, exist_ok=True)
         (self.folder / JOURNAL).unlink(missing_ok=True)
         about = {"profile": profile.name, "label": self.label, "seed": profile.seed}
         about |= {"device": self.device, "threads": threads}
+        # Only then can a claim of the paper be called reproduced.
+        self.on_the_papers_data = profile.source == "msd" and self.label == profile.label
         self._note("run", about | {"commit": git_commit(), "versions": versions()})
-
-    @property
-    def label(self) -> str:
-        """What the data are; a synthetic world put in the place of real files says so."""
-        synthetic = self.profile.source != "world" and (self.data / "world.json").exists()
-        return "synthetic data" if synthetic else self.profile.label
-
-    @property
-    def on_the_papers_data(self) -> bool:
-        """Whether a claim of the paper can be called reproduced by this run."""
-        return self.profile.source == "msd" and self.label == self.profile.label
 
     @property
     def provenance(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,8 +19,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -47,15 +46,13 @@ def _read(path: Path):
     return json.loads(path.read_text("utf-8"))
 
 
-def _imports(source: str) -> set[str]:
-    """Return the dotted names under ``repro`` that a Python source imports."""
-    names = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return {name for name in names if name.startswith("repro.")}
+def _files(name: str, root: Path) -> set[Path]:
+    """Return the files with code behind a dotted name such as ``repro.room.module.function``."""
+    if not name.startswith("repro."):
+        return set()
+    paths = [root.joinpath(*name.split(".")[:end]) for end in (1, 2, 3)]
+    paths = [p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in paths]
+    return {path for path in paths if path.exists()} - {root / "repro" / "config.py"}
 
 
 def code_digest(notebook: Path, root: Path = ROOT) -> str:
@@ -65,18 +62,17 @@ def code_digest(notebook: Path, root: Path = ROOT) -> str:
     """
     cells = [cell for cell in _read(notebook)["cells"] if cell["cell_type"] == "code"]
     code = "\n".join("".join(cell["source"]) for cell in cells)
-    code = re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)  # magics are not Python
-    sources, waiting = {}, _imports(code)
+    sources = {notebook: re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)}  # without magics
+    waiting = list(sources)
     while waiting:
-        name = waiting.pop()
-        module = root.joinpath(*name.split("."))
-        path = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
-        waiting |= {name.rpartition(".")[0]} - {"", *sources}  # name may be a module's function
-        if name in sources or name == "repro.config" or not path.exists():
-            continue
-        sources[name] = path.read_text("utf-8")
-        waiting |= _imports(sources[name])
-    return _sha(code, *(sources[name] for name in sorted(sources)))
+        for node in ast.walk(ast.parse(sources[waiting.pop()])):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                origin = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+                names = [origin + alias.name for alias in node.names]
+                found = {path for name in names for path in _files(name, root)} - {*sources}
+                sources |= {path: path.read_text("utf-8") for path in found}
+                waiting += found
+    return _sha(*(sources[path] for path in sorted(sources)))
 
 
 @dataclass(frozen=True)
@@ -252,7 +248,7 @@ def _execute(source: Path, page: Path, parameters: dict[str, str]):
             kernel_manager_class=Kernel,
             cwd=str(source.parent),
             progress_bar=sys.stderr.isatty() and {"desc": source.stem, "leave": False},
-            stdout_file=_Bars(source.stem),
+            stdout_file=_Bars(),
             coalesce_streams=True,
             start_timeout=120,
         )
@@ -291,29 +287,17 @@ def _publish(notebook, folder: Path) -> None:
     (folder / f"{name}.ipynb").write_text(nbformat.writes(notebook) + "\n", "utf-8")
 
 
-class _Bars:
-    """The file to which papermill copies what cells print: shows their bars, with the time left.
+class _Bars(io.StringIO):
+    """To which papermill copies what cells print: shows their bars, in a log one per minute."""
 
-    A terminal shows every one in the same line, a log one per minute.
-    """
+    shown = time.monotonic()
 
-    def __init__(self, notebook: str):
-        self._notebook, self._shown = notebook, time.monotonic()
-
-    def write(self, text: str) -> None:
-        bar = text.rpartition("\r")[2].strip()
-        if "%|" not in bar:
-            return
-        if sys.stderr.isatty():
-            width = shutil.get_terminal_size().columns - 1
-            line = f"{self._notebook}: {bar}"[:width].ljust(width)
-            print(f"\r{line}", end="", file=sys.stderr)
-        elif time.monotonic() - self._shown >= PAUSE:
-            self._shown = time.monotonic()
-            print(f"  {self._notebook}: {bar}", flush=True)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+    def write(self, text: str) -> int:
+        bar, terminal = text.rpartition("\r")[2].strip(), sys.stderr.isatty()
+        if "%|" in bar and (terminal or time.monotonic() - self.shown >= PAUSE):
+            self.shown = time.monotonic()
+            print(f"  {bar}", end="\r" if terminal else "\n", flush=True)
+        return len(text)
 
 
 def choose(names: list[str], only: str | None, first: str | None) -> list[str]:
@@ -380,7 +364,7 @@ def main(
     try:
         _check_earlier(pipeline, chosen[0])
         folder.mkdir(parents=True, exist_ok=True)
-        with files.exclusive_lock(folder / "lock", busy), stoppable():
+        with files.exclusive_lock(folder / "lock", busy):
             return _run_all(work, force, f"What is finished is kept. To go on:  {command}")
     except (Refused, OSError) as error:
         print(f"Cannot start: {error}")
@@ -423,20 +407,6 @@ def _command(pipeline: Pipeline, full: bool) -> str:
     return command
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Let SIGTERM end what is under way as Ctrl-C does, a kernel with it."""
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _run_all(work: list, force: bool, again: str) -> int:
     from papermill.exceptions import PapermillExecutionError
 
@@ -445,10 +415,9 @@ def _run_all(work: list, force: bool, again: str) -> int:
     title = ""
     try:
         for part, plan in work:
-            renewed = [name for name in plan if not plan[name] and part.renew_text(name)]
-            for name in renewed:
-                print(f"{part.profile.name} {name}: text renewed")
             for name in plan:
+                if not plan[name] and part.renew_text(name):
+                    print(f"{part.profile.name} {name}: text renewed")
                 # Asked again: an earlier notebook that ran may have made the very same artefacts.
                 if not force and part.stale(name) is None:
                     continue
@@ -461,7 +430,7 @@ def _run_all(work: list, force: bool, again: str) -> int:
                     f"{title} done: {record['seconds']:.0f} s, {record['peak_mib']:.0f} MiB, "
                     f"{len(record['checks'])} checks passed"
                 )
-            headline = report.write(part, renew=any(plan.values()) or bool(renewed))
+            headline = report.write(part)
         index = part.folder / "index.html"  # of the last part, which is the pipeline's own
         print(f"\nReport: {index}\n{headline}")
         return DONE
