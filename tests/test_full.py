@@ -26,6 +26,14 @@ def test_the_checks_print_what_the_notebook_stores(whole_run, name):
     assert stored and stored == checks(whole_run / "smoke" / name / f"{name}.ipynb")
 
 
+def test_no_page_has_warnings_or_folders_of_this_machine(whole_run):
+    pages = sorted((whole_run / "smoke").glob("*/*.ipynb"))
+    cells = [cell for page in pages for cell in nbformat.read(page, as_version=4).cells]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    assert outputs and not [output for output in outputs if output.get("name") == "stderr"]
+    assert not [output for output in outputs if str(ROOT) in str(output)]
+
+
 def test_the_page_of_results_leads_with_the_seeds(whole_run):
     page = (whole_run / "smoke" / "README.md").read_text()
     top = page[: page.index("\n## ")]
