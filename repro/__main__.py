@@ -10,9 +10,6 @@ from repro.config import PROFILES, ROOT, VARIANTS, data_root
 from repro.data import files
 from repro.pipeline import report, runner
 
-RUN = "Execute the notebooks in order; what is up to date is skipped."
-TESTS = "./run_all.sh test runs the tests; ./run_all.sh fetch gets data."
-FETCH = "Download and check the files that a profile reads; what is there stays."
 REAL = [name for name, profile in PROFILES.items() if profile.source != "world"]
 
 
@@ -23,13 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["fetch"]:
         return fetch(arguments[1:])
-    parser = argparse.ArgumentParser(prog="run_all.sh", description=RUN, epilog=TESTS)
-    add = parser.add_argument
-    names = f"{', '.join(PROFILES)}; with a suffix one of its companions: +seed1 and so on"
-    names = f"data and settings: {names}, +{', +'.join(VARIANTS)} (default: %(default)s)"
-    default = os.environ.get("REPRO_PROFILE") or "demo"
-    add("--profile", metavar="NAME", default=default, help=names)
-    part = parser.add_mutually_exclusive_group()
+    what = "Execute the notebooks in order; what is up to date is skipped."
+    also = "./run_all.sh test runs the tests; ./run_all.sh fetch gets data."
+    parser = argparse.ArgumentParser(prog="run_all.sh", description=what, epilog=also)
+    add, part = parser.add_argument, parser.add_mutually_exclusive_group()
+    names = f"data and settings: {', '.join(PROFILES)}; with a suffix one of its companions: "
+    names += f"+seed1 and so on, +{', +'.join(VARIANTS)} (default: %(default)s)"
+    profile, device = (os.environ.get(f"REPRO_{name}") for name in ("PROFILE", "DEVICE"))
+    add("--profile", metavar="NAME", default=profile or "demo", help=names)
     part.add_argument("--only", metavar="NN", help="this notebook alone")
     part.add_argument("--from", metavar="NN", dest="first", help="this notebook and those after")
     whole = "also all companions, and the notebooks that read them"
@@ -37,9 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--force", action="store_true", help="also what is up to date")
     add("--list", action="store_true", dest="list_only", help="print the plan and stop")
     add("--readme", action="store_true", help="put the results into README.md and stop")
-    device = "auto takes a GPU if torch sees one (default: %(default)s)"
-    default = os.environ.get("REPRO_DEVICE") or "auto"
-    add("--device", choices=("auto", "cpu", "cuda"), default=default, help=device)
+    which = "auto takes a GPU if torch sees one (default: %(default)s)"
+    add("--device", choices=("auto", "cpu", "cuda"), default=device or "auto", help=which)
     add("--data", metavar="DIR", help="folder of the raw data (default: data)")
     given = vars(parser.parse_args(arguments))
     if data := given.pop("data"):
@@ -51,7 +48,8 @@ def fetch(arguments: list[str]) -> int:
     """Download the files of profiles, or some by name, and return the exit status."""
     from repro.data import prepare, raw
 
-    parser = argparse.ArgumentParser(prog="run_all.sh fetch", description=FETCH)
+    what = "Download and check the files that a profile reads; what is there stays."
+    parser = argparse.ArgumentParser(prog="run_all.sh fetch", description=what)
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"a file, or of {', '.join(REAL)}")
     add("--data", metavar="DIR", help="folder to put them in (default: data)")
@@ -70,27 +68,27 @@ def fetch(arguments: list[str]) -> int:
     wanted = [source for profile in profiles for source in files.required(profile, root)]
     wanted += [files.find(name, root) for name in given.names if name not in REAL]
     status = runner.DONE
-    for source in dict.fromkeys(wanted):
-        there = source.path.exists()
-        try:
-            if given.offline and not there:
-                raise files.FetchError(files.described(source))
+    try:
+        for source in dict.fromkeys(wanted):
+            there = source.path.exists()
             about = "there" if there else f"{source.size}, {source.licence}"
             print(f"{source.path.name}: {about}", flush=True)
-            files.fetch(source, mirror=given.mirror)
-        except (files.FetchError, OSError, ValueError) as error:
-            print(error)
-            status = runner.FAILED
-        except KeyboardInterrupt:
-            print(f"\nInterrupted at {source.path.name}; the same command goes on")
-            return runner.INTERRUPTED
-    for profile in [profile for profile in profiles if not files.missing(profile, root)]:
-        try:
+            try:
+                if given.offline and not there:
+                    raise files.FetchError(files.described(source))
+                files.fetch(source, mirror=given.mirror)
+            except (files.FetchError, OSError, ValueError) as error:
+                print(error)
+                status = runner.FAILED
+        for profile in [profile for profile in profiles if not files.missing(profile, root)]:
             print(f"{profile.name}: reading it ...", flush=True)
             print(prepare.check(profile, root))
-        except (raw.BadInput, OSError) as error:
-            print(error)
-            status = runner.FAILED
+    except (raw.BadInput, OSError) as error:
+        print(error)
+        return runner.FAILED
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on")
+        return runner.INTERRUPTED
     return status
 
 

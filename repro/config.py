@@ -43,7 +43,7 @@ class Profile:
     item: str = "song"  # what is recommended: "song" or "artist"
     content: str = "timbre"  # "timbre" (segments_timbre) or "descriptors" (one vector a track)
     world: World | None = None
-    # Suffixes that --full runs. Which these are decides no number of the profile's own.
+    # Suffixes that --full runs; they decide no number of the profile's own.
     companions: tuple[str, ...] = field(default=(), repr=False)
 
     seed: int = _setting(98765, "code: song shuffle and factorisation seed")
@@ -54,9 +54,7 @@ class Profile:
     sparse_songs_per_user: int = _setting(20, "ISMIR sec. 4.2, SPR keeps users below this")
     sparse_users_per_song: int = _setting(50, "ISMIR sec. 4.2, SPR keeps songs below this")
     cold_fraction: float = _setting(0.05, "ISMIR sec. 4.2: 5% of the DEN songs are out-of-matrix")
-    cold_by_artist: bool = _setting(
-        False, "ISMIR sec. 4.2: songs at random; siblings by one artist leak"
-    )
+    cold_by_artist: bool = _setting(False, "ISMIR sec. 4.2: songs at random; artists leak")
     test_fraction: float = _setting(0.20, "ISMIR sec. 4.2")
     validation_fraction: float = _setting(0.10, "ISMIR sec. 4.2; code: of what the test leaves")
 
@@ -131,12 +129,10 @@ class Profile:
 
     def table(self) -> list[dict]:
         """Return one row per setting: its value here, the paper's, and the source of the latter."""
-        about = {f: f.metadata["source"] for f in fields(self) if "source" in f.metadata}
-        return [
-            {"setting": f.name, "here": str(getattr(self, f.name)), "paper": str(f.default)}
-            | {"source": source}
-            for f, source in about.items()
-        ]
+        settings = [f for f in fields(self) if "source" in f.metadata]
+        rows = [(f.name, getattr(self, f.name), f.default, f.metadata["source"]) for f in settings]
+        names = "setting", "here", "paper", "source"
+        return [dict(zip(names, map(str, row), strict=True)) for row in rows]
 
 
 PAPER = Profile("paper", "msd", "Million Song Dataset, Taste Profile, last.fm tags")
@@ -255,27 +251,19 @@ VARIANTS = {
 
 
 def named(name: str) -> Profile:
-    """Return a profile, or a companion of one: ``base+seed<k>`` or ``base+<variant>``.
-
-    Raises
-    ------
-    ValueError
-        Listing what there is.
-    """
+    """Return a profile, or a companion of one: ``base+seed<k>`` or ``base+<variant>``."""
     base, plus, suffix = name.partition("+")
     if base not in PROFILES:
         raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
-    profile = PROFILES[base]
     if not plus:
-        return profile
+        return PROFILES[base]
+    changes = VARIANTS.get(suffix)
     if re.fullmatch("seed[1-9][0-9]*", suffix):
-        changes = {"seed": profile.seed + int(suffix.removeprefix("seed"))}
-    elif suffix in VARIANTS:
-        changes = VARIANTS[suffix]
-    else:
+        changes = {"seed": PROFILES[base].seed + int(suffix.removeprefix("seed"))}
+    if changes is None:
         there = f"+seed1, +seed2, ..., +{', +'.join(VARIANTS)}"
         raise ValueError(f"unknown profile {name!r}: {base} alone or with one of {there}")
-    return replace(profile, name=name, companions=(), **changes)
+    return replace(PROFILES[base], name=name, companions=(), **changes)
 
 
 def results_root() -> Path:
