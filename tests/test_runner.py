@@ -249,9 +249,8 @@ def test_only_from_and_force(project, capsys):
     assert project.run(first="02") == (REFUSED, [])
     assert "01_first has to run before 02_second" in capsys.readouterr().out
     assert project.run(only="1") == (DONE, ["01"])
+    assert project.run(only="01_first", force=True) == (DONE, ["01"])
     assert project.run(first="02") == (DONE, ["02", "03"])
-    assert project.run(only="03") == (DONE, [])
-    assert project.run(only="03_third", force=True) == (DONE, ["03"])
     assert project.run(first="02", list_only=True, force=True) == (DONE, [])
     assert project.run(only="09") == (REFUSED, [])
     assert "no notebook '09'" in capsys.readouterr().out
@@ -413,7 +412,6 @@ def test_full_runs_the_companions_then_what_reads_them(tmp_path, capsys):
     ("end", "told"),
     [
         ("raise ValueError('x')", "ValueError: x"),
-        ("os._exit(1)", "ended with exit status 1"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "ended by SIGKILL, as a rule for want of memory"),
         ("os.abort()", "ended by SIGABRT; see"),
     ],

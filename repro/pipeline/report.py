@@ -31,7 +31,7 @@ def write(pipeline) -> str:
     if not (index.exists() and readme.exists() and readme.read_text("utf-8") == text):
         readme.write_text(text, "utf-8")
         index.write_text(_html(text), "utf-8")
-    return html.unescape(re.sub(r"</?\w+>|\*\*", "", headline)).strip()
+    return html.unescape(re.sub(r"</?\w+>", "", headline).replace("**", "  ")).strip()
 
 
 def page(folder: Path, records: dict[str, dict], stale: list[str]) -> tuple[str, str]:
