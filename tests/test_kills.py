@@ -38,14 +38,14 @@ def digests(root):
     }
 
 
-def disturbed(root, kills, seed):
+def disturbed(root, kills, seed, longest):
     """Run, killing after random times, until so many kills have hit; then let it end."""
     draw, hit, log = random.Random(seed), {s.name: 0 for s in SIGNALS}, root / "log"
     while sum(hit.values()) < kills:
         with log.open("ab") as file:
             process = start(root, file)
             try:
-                process.wait(draw.uniform(0.2, 14.0))
+                process.wait(draw.uniform(0.2, longest))
             except subprocess.TimeoutExpired:
                 chosen = draw.choice(SIGNALS)
                 process.send_signal(chosen)
@@ -60,9 +60,9 @@ def disturbed(root, kills, seed):
     return hit
 
 
-def same_after(whole_run, root, kills, seed):
+def same_after(whole_run, root, kills, seed, longest=14.0):
     """Return how often each signal has hit a run that ended as the undisturbed one did."""
-    hit = disturbed(root, kills, seed)
+    hit = disturbed(root, kills, seed, longest)
     found, expected = digests(root), digests(whole_run)
     different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
     assert expected and not different
@@ -80,7 +80,7 @@ def test_a_few_kills(whole_run, tmp_path):
     shutil.copytree(whole_run / "smoke", tmp_path / "smoke")
     for name in ("03_tag_pretraining", "05_baselines"):
         shutil.rmtree(tmp_path / "smoke" / name)
-    assert sum(same_after(whole_run, tmp_path, 5, 1).values()) == 5
+    assert sum(same_after(whole_run, tmp_path, 5, 1, longest=9.0).values()) == 5
 
 
 @pytest.mark.long
@@ -110,7 +110,8 @@ def test_sigterm_stops_a_run_and_its_kernel(tmp_path):
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 130
+        # Where the signal met an exec, as of a dataclass, Python ends as by SIGINT: 130 to a shell.
+        assert process.wait(60) in (130, -signal.SIGINT)
     assert "To go on:  ./run_all.sh --profile smoke" in log.read_text()
 
 
