@@ -36,7 +36,7 @@ class _Worker:
         theirs.close()
         self._ahead = None
 
-    def ask(self, question: tuple[str, Path], ahead: tuple[str, Path] | None) -> np.ndarray | str:
+    def ask(self, question: tuple[str, str], ahead: tuple[str, str] | None) -> np.ndarray | str:
         if self._ahead not in (None, question):
             self._pipe.recv()
         if self._ahead != question:
@@ -65,7 +65,8 @@ def read(reader: str, path: Path, ahead: Path | None = None) -> np.ndarray:
     for _ in range(2):  # whatever else may have ended the process, ends it once
         _worker = _worker or _Worker()
         try:
-            found = _worker.ask((reader, path), (reader, ahead) if ahead else None)
+            # as strings: a Path takes longer to send
+            found = _worker.ask((reader, str(path)), (reader, str(ahead)) if ahead else None)
         except BaseException as error:  # interrupted, its answer must not be taken for the next
             signalled, _worker, ahead = _worker.end(), None, None
             if not isinstance(error, OSError | EOFError):
