@@ -96,7 +96,9 @@ def write_readme() -> int:
     """Bring the tables in README.md up to date with the results, and return the exit status."""
     path = ROOT / "README.md"
     try:
-        path.write_text(report.filled(path.read_text("utf-8"), ROOT), "utf-8")
+        text = report.filled(path.read_text("utf-8"), ROOT)
+        with files.write_atomically(path) as file:  # no interruption may cost the whole page
+            file.write(text.encode())
     except (OSError, ValueError) as error:
         print(f"README.md stays as it is: {error}")
         return runner.REFUSED
