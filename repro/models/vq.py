@@ -172,9 +172,12 @@ def l1_normalise(counts: sp.csr_matrix) -> np.ndarray:
 
 def rows_of(track_ids: np.ndarray, wanted: np.ndarray, counts: sp.csr_matrix) -> sp.csr_matrix:
     """Return the rows of ``counts`` (one per track id) for ``wanted``; unknown ids are empty."""
-    empty = sp.csr_matrix((1, counts.shape[1]), dtype=counts.dtype)
-    row = pd.Index(track_ids).get_indexer(wanted)  # -1, the last, where there is none
-    return sp.vstack([counts, empty], format="csr")[row]
+    row = pd.Index(track_ids).get_indexer(wanted)  # -1 where there is none
+    known = row >= 0
+    found = counts[row[known]]
+    ends = np.zeros(len(row) + 1, np.int64)
+    ends[1:][known] = np.diff(found.indptr)
+    return sp.csr_matrix((found.data, found.indices, ends.cumsum()), (len(row), counts.shape[1]))
 
 
 _TRANSFORMERS = {
