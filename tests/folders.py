@@ -92,6 +92,7 @@ def write_msd(folder):
 
 def write_tags(path, tagged):
     """Write (track, tag, value) rows as ``lastfm_tags.db`` has them."""
+    path.unlink(missing_ok=True)
     tracks, tags = (sorted({row[k] for row in tagged}, key=str, reverse=True) for k in (0, 1))
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE tids (tid TEXT)")
