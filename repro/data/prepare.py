@@ -3,10 +3,10 @@
 The files are those of :mod:`repro.data.files`, read by :mod:`repro.data.raw`. A source is
 
 - ``msd``, and ``world``, the synthetic one in its formats: Taste Profile triplets, MSD tracks with
-  timbre, last.fm tags of tracks; ``subset`` is the same for the MSD's 10,000-song subset;
+  timbre, last.fm tags; ``subset`` is the same for the MSD's 10,000-song subset;
 - ``spotify``: play counts, tags and descriptors of MSD tracks, one table each;
-- ``lastfm``: HetRec's listening and tags, where an item is an artist, with the descriptors of
-  their tracks, or MSD tracks.
+- ``lastfm``: HetRec's listening to and tags of artists, with descriptors of their tracks, or with
+  MSD tracks.
 """
 
 from __future__ import annotations
@@ -79,16 +79,31 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     if absent := missing(profile, root):
         raise MissingData(absent)
     read = {"lastfm": _load_lastfm, "spotify": _load_spotify}.get(profile.source, _load_msd)
-    data = read(profile, Path(root))
-    if not len(data.vocabulary):
+    facts, broken = {}, {}
+    matrix, items, tagged, tracks, sides = read(profile, Path(root), facts, broken)
+    plays, users, ids = matrix
+    items = _left_join(ids, items, "item")
+    facts |= {"users": len(users), f"{profile.item}s": len(ids)}
+    facts |= {f"user-{profile.item} pairs": plays.nnz}
+    facts[f"{profile.item}s without a track"] = items["track"].null_count()
+
+    tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
+    if not len(vocabulary):
         raise BadInput(
             f"{root}: no tag that says something of the sound is on {profile.min_songs_per_tag} "
             f"tracks or more, which profile {profile.name} asks for"
         )
-    for rows, what in (data.tag_train, "train"), (data.tag_test, "test"):
+    about = _left_join(tag_tracks, tracks, "track")
+    artists = _strings(about["artist"])
+    sides = [np.isin(artists, side) for side in sides or _drawn_sides(artists, profile.seed)]
+    for rows, what in zip(sides, ("train", "test"), strict=True):
         if not rows.any():
             raise BadInput(f"{root}: no tagged track is among those to {what} tags with")
-    return data
+        facts[f"tagged tracks for {what}ing"] = int(rows.sum())
+    names = (_strings(items[column]) for column in ("name", "artist", "track"))
+    tag_items, hot = _strings(about["item"]), about["hot"].cast(pl.Float32).fill_null(np.nan)
+    tagging = tags, tag_tracks, vocabulary, tag_items, *sides, hot.to_numpy()
+    return Dataset(plays, users, ids, *names, *tagging, facts, broken)
 
 
 class Bags:
@@ -141,8 +156,8 @@ def bags(profile: Profile, root: Path | str) -> Bags:
     if profile.content == "timbre":
         tree = root / _TREES.get(profile.source, "msd")
         return Bags(lambda track, ahead: raw.timbre(tree, track, ahead), raw.TIMBRE_DIM)
-    key = "artist" if profile.source == "lastfm" else "track_id"
-    rows = _descriptors(root, key).partition_by(key, as_dict=True, include_key=False)
+    table = _descriptors(root, "artist" if profile.source == "lastfm" else "track_id")
+    rows = table.partition_by("track", as_dict=True, include_key=False)
     frames = {track: table.to_numpy().astype(np.float32) for (track,), table in rows.items()}
     none = np.empty((0, len(DESCRIPTORS)), np.float32)
     return Bags(lambda track, _: frames.get(track, none), len(DESCRIPTORS))
@@ -159,94 +174,76 @@ def check(profile: Profile, root: Path | str, items: int = 200) -> str:
     return "\n".join(f"  {line}" for line in [*found, *list(broken.values())[:3]])
 
 
-# --- Million Song Dataset -----------------------------------------------------------------------
+# --- the sources --------------------------------------------------------------------------------
+#
+# Each function notes facts and broken tracks, and returns the result of :func:`_matrix` for plays;
+# a row (item, track, artist, name) for each item; rows (track, tag, val); a row (track, item,
+# artist, hot) for each track; the artists whose tags are for training and for testing, or None.
 
 
-def _load_msd(profile: Profile, root: Path) -> Dataset:
+def _load_msd(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
     """Follow the authors' recipe: ISMIR sec. 4.2 for listening, their code for tags."""
-    facts, broken = {}, {}
     origin = root / _TREES.get(profile.source, "track_metadata.db")
-    songs = _songs(profile, root, facts, broken)
-    plays = _plays_of_songs(profile, root, songs, origin, facts)
-    # Several tracks can be one song. The paper does not say which one speaks for it: our choice
-    # is the smallest id. No song with a bad track is left here.
-    first = songs.unique("song_id", keep="first", maintain_order=True)
-    items = _left_join(plays[2], first, "song_id")
-    facts["songs without a track"] = items["track_id"].null_count()
+    if profile.source == "subset":
+        songs = _about_tracks(origin, facts, broken).filter(pl.col("item") != "")
+    else:
+        songs = raw.query(
+            origin,
+            "SELECT track_id AS track, song_id AS item, artist_id AS artist,"
+            " artist_name || ' - ' || title AS name FROM songs",
+            dict.fromkeys(("track", "item", "artist", "name"), pl.String),
+        ).sort("track")
+        # The tracks' own files have it too, but opening every tagged one would take an hour.
+        hot = raw.hotness(root / "msd_summary_file.h5")
+        songs = songs.join(hot, on="track", how="left", maintain_order="left")
+
+    path = find("train_triplets.txt.zip", root).path
+    triplets = raw.triplets(path)
+    _require_shared(triplets["song"], path, songs["item"], origin)
+    facts["triplets read"] = triplets.height
+    if profile.source == "subset":
+        triplets = triplets.filter(_of(songs["item"]))
+        facts["triplets of songs in the subset"] = triplets.height
+    bad = songs.filter(pl.col("track").is_in(raw.lines(root / "tracks_bad_audio.txt")))
+    triplets = triplets.filter(~_of(bad["item"]))
+    facts["triplets after bad-audio removal"] = triplets.height
+    plays = _matrix(triplets, path)
+    del triplets  # half a gigabyte, before the tags need more
 
     tagged = raw.query(
         root / "lastfm_tags.db",
         "SELECT tids.tid AS track, CAST(tags.tag AS TEXT) AS tag, CAST(val AS REAL) AS val"
-        " FROM tid_tag"
-        " JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag",
+        " FROM tid_tag JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag",
         {"track": pl.String, "tag": pl.String, "val": pl.Float64},
     )
-    _require_shared(tagged["track"], root / "lastfm_tags.db", songs["track_id"], origin)
+    _require_shared(tagged["track"], root / "lastfm_tags.db", songs["track"], origin)
     if profile.source == "subset":
-        tagged = tagged.filter(pl.col("track").is_in(songs["track_id"].implode()))
-    tags = _tags(tagged.drop_nulls(), profile.min_songs_per_tag, facts)
-    about = _left_join(tags[1], songs, "track_id")
-    if profile.source != "subset":
-        # The tracks' own files have it too, but opening every tagged one would take an hour.
-        hot = _left_join(tags[1], raw.hotness(root / "msd_summary_file.h5"), "track")["hot"]
-        about = about.with_columns(hot=hot)
-    artists = [raw.lines(root / f"artists_{part}.txt", empty=False) for part in ("train", "test")]
-    if shared := set(artists[0]) & set(artists[1]):
+        tagged = tagged.join(songs, on="track", how="semi")
+    sides = [raw.lines(root / f"artists_{part}.txt", empty=False) for part in ("train", "test")]
+    if shared := set(sides[0]) & set(sides[1]):
         raise BadInput(f"{root}: {min(shared)} is in artists_train.txt and in artists_test.txt")
-    train, test = (about["artist_id"].is_in(a).fill_null(False).to_numpy() for a in artists)
-    facts |= {"tagged tracks for training": int(train.sum()), "for testing": int(test.sum())}
-    items = items.rename({"artist_id": "artist", "track_id": "track"})
-    about = about.select("hot", item="song_id")
-    return _dataset(plays, items, tags, about, train, test, facts, broken)
+    # Several tracks can be one song. The paper does not say which one speaks for it: our choice
+    # is the smallest id. No song with a bad track is left among the plays.
+    items = songs.unique("item", keep="first", maintain_order=True)
+    return plays, items, tagged.drop_nulls(), songs, sides
 
 
-def _songs(profile: Profile, root: Path, facts: dict, broken: dict) -> pl.DataFrame:
-    """Return track, song, artist and name of every track, in the order of the track ids."""
-    if profile.source != "subset":
-        return raw.query(
-            root / "track_metadata.db",
-            "SELECT track_id, song_id, artist_id, artist_name || ' - ' || title AS name FROM songs",
-            dict.fromkeys(("track_id", "song_id", "artist_id", "name"), pl.String),
-        ).sort("track_id")
-    about = _about_tracks(root / _TREES["subset"], broken)
-    facts |= {"tracks read": about.height, "tracks that cannot be read": len(broken)}
-    name = pl.col("artist_name") + " - " + pl.col("title")
-    return about.filter(pl.col("song_id") != "").with_columns(name=name)
-
-
-def _plays_of_songs(
-    profile: Profile, root: Path, songs: pl.DataFrame, origin: Path, facts: dict
-) -> tuple:
-    path = find("train_triplets.txt.zip", root).path
-    triplets = raw.triplets(path)
-    _require_shared(triplets["song"], path, songs["song_id"], origin)
-    facts["triplets read"] = triplets.height
-    if profile.source == "subset":
-        triplets = triplets.filter(_of(songs["song_id"]))
-        facts["triplets of songs in the subset"] = triplets.height
-    bad = songs.filter(pl.col("track_id").is_in(raw.lines(root / "tracks_bad_audio.txt")))
-    triplets = triplets.filter(~_of(bad["song_id"]))
-    facts["triplets after bad-audio removal"] = triplets.height
-    return _plays(triplets, path, facts)
-
-
-def _about_tracks(tree: Path, broken: dict) -> pl.DataFrame:
-    """Return what each track of a tree says of itself; what cannot be read goes to ``broken``."""
+def _about_tracks(tree: Path, facts: dict, broken: dict) -> pl.DataFrame:
+    """Return what each track of a tree says of itself, sorted by the tracks' ids."""
     rows = []
     paths = sorted(tree.glob("?/?/?/[!.]*.h5"), key=lambda path: path.stem)
     for path, ahead in pairwise([*paths, None]):
         try:
-            rows.append({"track_id": path.stem} | raw.metadata(path, ahead))
+            rows.append({"track": path.stem} | raw.metadata(path, ahead))
         except BadInput as error:
             broken[path.stem] = str(error)
     _refuse_many(broken, len(paths))
     if not rows:
         why = f" that can be read; one of them: {min(broken.values())}" if broken else ""
         raise BadInput(f"{tree}: expected tracks A/B/C/TRABC....h5, found none{why}")
-    return pl.DataFrame(rows)
-
-
-# --- Last.fm, artist level ----------------------------------------------------------------------
+    facts |= {"tracks read": len(rows), "tracks that cannot be read": len(broken)}
+    about = pl.DataFrame(rows).rename({"song_id": "item", "artist_id": "artist"})
+    return about.with_columns(name=pl.col("artist_name") + " - " + pl.col("title"))
 
 
 def artist_key(name: str) -> str:
@@ -256,109 +253,84 @@ def artist_key(name: str) -> str:
     return re.sub(r"\W", "", re.sub(r"^the\s", "", name))
 
 
-def _load_lastfm(profile: Profile, root: Path) -> Dataset:
+def _load_lastfm(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
     """Join HetRec's artists to those with content by their normalised names."""
     path = root / "hetrec2011-lastfm-2k.zip"
-    names = {"id": pl.Int32, "name": pl.String}
     counts = {"userID": pl.Int32, "artistID": pl.Int32, "weight": pl.UInt32}
     given = dict.fromkeys(("userID", "artistID", "tagID"), pl.Int32)
-    artists = raw.table(path, names, "artists.dat").rename({"id": "artistID"})
-    artists = artists.with_columns(artist=_keys("name"))
+    artists = raw.table(path, {"id": pl.Int32, "name": pl.String}, "artists.dat")
+    artists = artists.select("name", artistID="id", item=_keys("name"))
     listening = raw.table(path, counts, "user_artists.dat")
     tagging = raw.table(path, given, "user_taggedartists.dat")
     for name, ids in ("user_artists", listening), ("user_taggedartists", tagging):
         _require_shared(ids["artistID"], f"{path}: {name}.dat", artists["artistID"], "artists.dat")
-    facts = {"users read": listening["userID"].n_unique(), "artists read": artists.height}
+    facts |= {"users read": listening["userID"].n_unique(), "artists read": artists.height}
     facts |= {"user-artist pairs read": listening.height, "tag assignments read": tagging.height}
 
-    broken = {}
     if profile.content == "timbre":
         origin = root / _TREES["lastfm"]
-        tracks = _about_tracks(origin, broken)
-        facts |= {"tracks read": tracks.height, "tracks that cannot be read": len(broken)}
-        content = tracks.select(track="track_id", artist=_keys("artist_name"))
+        content = _about_tracks(origin, facts, broken).select("track", item=_keys("artist_name"))
         # One track an artist, the smallest id: bags must not grow with popularity.
-        content = content.unique("artist", keep="first", maintain_order=True)
+        content = content.unique("item", keep="first", maintain_order=True)
     else:
         origin = root / "Music Info.csv"
-        content = _descriptors(root, "artist").select("artist", track="artist").unique()
-    _require_shared(artists["artist"], f"{path}: artists.dat", content["artist"], origin)
-    linked = artists.filter(pl.col("artist") != "").join(content, on="artist")
+        content = _descriptors(root, "artist").select("track", item="track").unique()
+    _require_shared(artists["item"], f"{path}: artists.dat", content["item"], origin)
+    linked = artists.filter(pl.col("item") != "").join(content, on="item")
     for table in listening, tagging:
         linked = linked.join(table, on="artistID", how="semi")
     listening = listening.join(linked, on="artistID")
     tagging = tagging.join(linked, on="artistID")
-    facts["artists with listening, tags and content"] = linked.height
+    facts["names of artists with listening, tags and content"] = linked.height
     facts |= {"their users": listening["userID"].n_unique()}
     facts |= {"their user-artist pairs": listening.height, "their tag assignments": tagging.height}
 
-    users = listening["userID"].cast(pl.String)
-    plays = _matrix(users, listening["artist"], listening["weight"], path)
-    facts |= {"artists after merging homonyms": len(plays[2]), "pairs after merging": plays[0].nnz}
+    plays = _matrix(listening.select(pl.col("userID").cast(pl.String), "item", "weight"), path)
     # of several spellings, the one that is played most
-    spelt = listening.group_by("artist", "name").agg(pl.col("weight").sum())
-    spelt = spelt.sort("artist", "weight", "name", descending=[False, True, False])
-    items = spelt.unique("artist", keep="first", maintain_order=True)
-    items = items.join(content, on="artist", maintain_order="left")
+    spelt = listening.group_by("item", "track", "name").agg(pl.col("weight").sum())
+    spelt = spelt.sort("item", "weight", "name", descending=[False, True, False])
+    items = spelt.unique("item", keep="first", maintain_order=True).with_columns(artist="item")
     names = raw.table(path, {"tagID": pl.Int32, "tagValue": pl.String}, "tags.dat", "cp1252")
     tagged = tagging.join(names, on="tagID").group_by("track", tag="tagValue").agg(val=pl.len())
-    tags = _tags(tagged, profile.min_songs_per_tag, facts)
-    train = _tag_train(tags[1], profile.seed)  # a row is an artist
-    about = _left_join(tags[1], items, "track").select(item="artist")
-    return _dataset(plays, items, tags, about, train, ~train, facts, broken)
-
-
-# --- tables of tracks with descriptors ----------------------------------------------------------
+    tracks = items.select("track", "item", artist="track", hot=None)  # one track, one artist
+    return plays, items, tagged, tracks, None
 
 
 def _descriptors(root: Path, key: str) -> pl.DataFrame:
-    """Return the rows with all descriptors by ``key``: the normalised artist, or the track."""
+    """Return the rows with all descriptors; ``track`` is the track's id, or the artist's key."""
     columns = {key: pl.String} | dict.fromkeys(DESCRIPTORS, pl.Float64)
-    table = raw.table(root / "Music Info.csv", columns)
-    table = table.with_columns(artist=_keys(key)) if key == "artist" else table
+    table = raw.table(root / "Music Info.csv", columns).drop_nulls()
     finite = pl.all_horizontal(pl.col(name).cast(pl.Float32).is_finite() for name in DESCRIPTORS)
-    return table.drop_nulls().filter(finite)
+    track = _keys(key) if key == "artist" else pl.col(key)
+    return table.filter(finite).select(*DESCRIPTORS, track=track)
 
 
-def _load_spotify(profile: Profile, root: Path) -> Dataset:
-    """Join play counts of tracks to the tracks' own table; no artist is on both sides of tags."""
+def _load_spotify(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
+    """Join play counts of tracks to the tracks' own table."""
     text = dict.fromkeys(("track_id", "name", "artist", "tags"), pl.String)
-    tracks = raw.table(root / "Music Info.csv", text).drop_nulls("track_id").sort("track_id")
-    facts = {"tracks read": tracks.height}
-    tracks = tracks.unique("track_id", keep="first", maintain_order=True)
-    complete = _descriptors(root, "track_id")["track_id"]
-    tracks = tracks.filter(pl.col("track_id").is_in(complete.implode()))
+    tracks = raw.table(root / "Music Info.csv", text).rename({"track_id": "track"})
+    tracks = tracks.drop_nulls("track").sort("track")
+    facts["tracks read"] = tracks.height
+    tracks = tracks.unique("track", keep="first", maintain_order=True)
+    tracks = tracks.join(_descriptors(root, "track_id"), on="track", how="semi")
     facts["tracks with all descriptors"] = tracks.height
+    name = pl.col("artist") + " - " + pl.col("name")
+    tracks = tracks.with_columns(item="track", name=name, hot=None)
 
     path = root / "User Listening History.csv"
     listening = raw.history(path)
-    _require_shared(listening["song"], path, tracks["track_id"], root / "Music Info.csv")
+    _require_shared(listening["song"], path, tracks["track"], root / "Music Info.csv")
     facts["user-track pairs read"] = listening.height
-    listening = listening.filter(_of(tracks["track_id"]))
+    listening = listening.filter(_of(tracks["track"]))
     facts["pairs of known tracks"] = listening.height
-    plays = _plays(listening, path, facts)
-    items = _left_join(plays[2], tracks, "track_id").rename({"track_id": "track"})
-    items = items.with_columns(name=pl.col("artist") + " - " + pl.col("name"))
 
-    tagged = tracks.select(track="track_id", tag=pl.col("tags").str.split(",")).explode("tag")
+    tagged = tracks.select("track", tag=pl.col("tags").str.split(",")).explode("tag")
     tagged = tagged.with_columns(pl.col("tag").str.strip_chars().str.replace_all("_", " "))
     tagged = tagged.filter(~pl.col("tag").is_in(["", "nan"])).with_columns(val=pl.lit(1.0))
-    tags = _tags(tagged, profile.min_songs_per_tag, facts)
-    about = _left_join(tags[1], tracks, "track_id").rename({"track_id": "item"})
-    train = _tag_train(_strings(about["artist"]), profile.seed)
-    return _dataset(plays, items, tags, about, train, ~train, facts, {})
+    return _matrix(listening, path), tracks, tagged, tracks, None
 
 
 # --- all ----------------------------------------------------------------------------------------
-
-
-def _dataset(plays, items, tags, about, train, test, facts, broken) -> Dataset:
-    """Put together two results of :func:`_matrix` and the rows of their items and tracks."""
-    hot = about["hot"] if "hot" in about.columns else pl.repeat(None, about.height, eager=True)
-    hot = hot.cast(pl.Float32).fill_null(np.nan).to_numpy()
-    names = (_strings(items[column]) for column in ("name", "artist", "track"))
-    tag_items = _strings(about["item"])
-    return Dataset(*plays, *names, *tags, tag_items, train, test, hot, facts, broken)
 
 
 def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> None:
@@ -375,18 +347,11 @@ def _of(songs: pl.Series) -> pl.Expr:
     return pl.col("song").is_in(songs.unique().cast(pl.Categorical).implode())
 
 
-def _plays(listening: pl.DataFrame, origin: Path, facts: dict) -> tuple:
-    """Return :func:`_matrix` of users, songs and counts, and note its size."""
-    plays = _matrix(listening["user"], listening["song"], listening["count"], origin)
-    facts |= {"users": len(plays[1]), "songs": len(plays[2]), "user-song pairs": plays[0].nnz}
-    return plays
-
-
-def _tag_train(artists: np.ndarray, seed: int) -> np.ndarray:
-    """Draw four artists of five, and return which rows are theirs."""
-    found, number = np.unique(artists, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(found))
-    return order[number] < int(0.8 * len(found))
+def _drawn_sides(artists: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw four artists of five for training, so that no artist is on both sides."""
+    found = np.unique(artists)
+    train = np.random.default_rng(seed).permutation(len(found)) < int(0.8 * len(found))
+    return found[train], found[~train]
 
 
 def sanitise(tag: str) -> str:
@@ -413,8 +378,7 @@ def _tags(tagged: pl.DataFrame, min_tracks: int, facts: dict[str, int]) -> tuple
         .agg(pl.col("val").sum())
         .filter(pl.col("val") > 0)
     )
-    ones = pl.repeat(1, merged.height, dtype=pl.Int8, eager=True)
-    matrix, tracks, vocabulary = _matrix(merged["track"], merged["stem"], ones)
+    matrix, tracks, vocabulary = _matrix(merged.select("track", "stem", pl.lit(1)))
     facts |= {
         "tags read": tagged["tag"].n_unique(),
         "tags that are frequent": len(frequent),
@@ -423,24 +387,25 @@ def _tags(tagged: pl.DataFrame, min_tracks: int, facts: dict[str, int]) -> tuple
         "tracks with a tag read": tagged["track"].n_unique(),
         "tracks with a tag left": len(tracks),
     }
-    return matrix, tracks, vocabulary
+    return matrix.astype(np.int8), tracks, vocabulary
 
 
-def _matrix(rows: pl.Series, columns: pl.Series, values: pl.Series, origin="") -> tuple:
-    """Return the matrix and its sorted row and column ids; values of repeated pairs add up."""
-    (row_codes, row_ids), (column_codes, column_ids) = _codes(rows), _codes(columns)
-    shape = len(row_ids), len(column_ids)
-    kind = np.int8 if values.dtype == pl.Int8 else np.int32
-    values = values.to_numpy().astype(np.int64)
-    matrix = sparse.csr_matrix((values, (row_codes, column_codes)), shape)
-    if matrix.nnz and matrix.data.max() > np.iinfo(kind).max:
+def _matrix(table: pl.DataFrame, origin: Path | str = "") -> tuple:
+    """Turn (row, column, count) into an int32 matrix, its sorted row ids and its column ids.
+
+    Counts of repeated pairs add up; BadInput when a sum is beyond 32 bits.
+    """
+    (rows, row_ids), (columns, column_ids) = map(_codes, table.get_columns()[:2])
+    counts = table.to_series(2).to_numpy().astype(np.int64)
+    matrix = sparse.csr_matrix((counts, (rows, columns)), (len(row_ids), len(column_ids)))
+    if matrix.nnz and matrix.data.max() > np.iinfo(np.int32).max:
         pair = matrix.data.argmax()
         row = np.searchsorted(matrix.indptr, pair, side="right") - 1
         raise BadInput(
             f"{origin}: the counts of {row_ids[row]} and {column_ids[matrix.indices[pair]]} "
-            f"add up to {matrix.data[pair]:,}, more than {np.iinfo(kind).max:,}"
+            f"add up to {matrix.data[pair]:,}, more than {np.iinfo(np.int32).max:,}"
         )
-    return matrix.astype(kind), row_ids, column_ids
+    return matrix.astype(np.int32), row_ids, column_ids
 
 
 def _codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
