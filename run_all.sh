@@ -3,7 +3,6 @@
 #   ./run_all.sh [--profile NAME] [--only NN | --from NN | --full] [--force] [--list]
 #                [--device auto|cpu|cuda] [--data DIR]
 #   ./run_all.sh fetch [NAMES...] [--list]           download and check what the real profiles read
-#   ./run_all.sh --readme                            put the tables of the results into README.md
 #   ./run_all.sh test [pytest options]
 #   ./run_all.sh benchmarks [NAMES...] [--small]     beside other libraries, in an environment apart
 set -euo pipefail

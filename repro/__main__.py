@@ -6,9 +6,9 @@ import signal
 import sys
 from pathlib import Path
 
-from repro.config import PROFILES, ROOT, VARIANTS, data_root
+from repro.config import PROFILES, VARIANTS, data_root
 from repro.data import files
-from repro.pipeline import report, runner
+from repro.pipeline import runner
 
 REAL = [name for name, profile in PROFILES.items() if profile.source != "world"]
 
@@ -34,14 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
     part.add_argument("--full", action="store_true", help=whole)
     add("--force", action="store_true", help="also what is up to date")
     add("--list", action="store_true", dest="list_only", help="print the plan and stop")
-    add("--readme", action="store_true", help="put the results into README.md and stop")
     which = "auto takes a GPU if torch sees one (default: %(default)s)"
     add("--device", choices=("auto", "cpu", "cuda"), default=device or "auto", help=which)
     add("--data", metavar="DIR", help="folder of the raw data (default: data)")
     given = vars(parser.parse_args(arguments))
     if data := given.pop("data"):
         os.environ["REPRO_DATA"] = os.path.abspath(data)
-    return write_readme() if given.pop("readme") else runner.main(**given)
+    return runner.main(**given)
 
 
 def fetch(arguments: list[str]) -> int:
@@ -90,19 +89,6 @@ def fetch(arguments: list[str]) -> int:
         print("\nInterrupted; the same command goes on")
         return runner.INTERRUPTED
     return status
-
-
-def write_readme() -> int:
-    """Bring the tables in README.md up to date with the results, and return the exit status."""
-    path = ROOT / "README.md"
-    try:
-        text = report.filled(path.read_text("utf-8"), ROOT)
-        with files.write_atomically(path) as file:  # no interruption may cost the whole page
-            file.write(text.encode())
-    except (OSError, ValueError) as error:
-        print(f"README.md stays as it is: {error}")
-        return runner.REFUSED
-    return runner.DONE
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -104,7 +105,7 @@ class Between:
 
 
 class Choice(tuple):
-    """A setting of a few values without an order, the first of which is tried first."""
+    """A setting of a few values without an order, so without an edge; the first is tried first."""
 
     start = property(lambda self: self[0])
 
@@ -112,8 +113,8 @@ class Choice(tuple):
         """Return the value at a place between 0 and 1."""
         return self[int(x * len(self))]
 
-    def on_edge(self, value) -> bool:
-        """Return False: there is no edge."""
+    def on_edge(self, _) -> bool:
+        """Return False."""
         return False
 
 
@@ -160,10 +161,8 @@ def _mean_item(split: Split, lambda_theta: float) -> Factors:
 
 def _neighbours(split: Split, kind: str, scale: str) -> Factors:
     """Score an item by its mean cosine similarity to the user's (van den Oord et al., sec. 5.2)."""
-    beta, cold = (
-        normalize(x) if len(x) else x
-        for x in vq.rescale(scale, split.content[kind], split.cold[kind])
-    )
+    both = vq.rescale(scale, split.content[kind], split.cold[kind])
+    beta, cold = (normalize(x) if len(x) else x for x in both)
     theta = split.played @ beta / np.maximum(split.played.sum(1).A1, 1)[:, None]
     return Factors(theta, beta, cold)
 
@@ -189,13 +188,9 @@ def _content_prior(split: Split, kind: str, **settings) -> Factors:
 
 
 def _topics(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    lda = LatentDirichletAllocation(
-        split.profile.factors,
-        learning_method="online",
-        batch_size=512,
-        max_iter=5,
-        random_state=split.profile.seed,
-    )
+    online = {"learning_method": "online", "batch_size": 512, "max_iter": 5}
+    seed = split.profile.seed
+    lda = LatentDirichletAllocation(split.profile.factors, random_state=seed, **online)
     topics = lda.fit_transform(split.content["counts"])
     return topics, lda.transform(split.cold["counts"]) if split.n_cold else topics[:0]
 
@@ -221,74 +216,62 @@ def _weighted_error(split: Split, lambda_theta: float) -> tuple[np.ndarray, np.n
 def _regression(
     split: Split, kind: str, units: int, weighted: bool, penalty: float, lambda_theta: float
 ) -> Factors:
-    plain = split.once(_wmf, lambda_theta)
-    predict = regression.fit(
-        split.content[kind],
-        plain.beta,
-        split.once(_weighted_error, lambda_theta) if weighted else None,
-        units=units,
-        penalty=penalty,
-        seed=split.profile.seed,
-        device=split.device,
-    )
-    return Factors(plain.theta, predict(split.content[kind]), predict(split.cold[kind]))
+    plain, content = split.once(_wmf, lambda_theta), split.content[kind]
+    error = split.once(_weighted_error, lambda_theta) if weighted else None
+    how = {"seed": split.profile.seed, "device": split.device}
+    predict = regression.fit(content, plain.beta, error, units=units, penalty=penalty, **how)
+    return Factors(plain.theta, predict(content), predict(split.cold[kind]))
 
 
-_RIDGE, _SHAPE = Between(10.0, 1e4), Between(0.03, 3.0, 0.3)
-_LINEAR, _MLP = Between(10.0, 1e7, 1e3), Between(1e-6, 1.0, 1e-4)
+def _system(group: str, source: str, fit: Callable, space=None, *, cold=True, given=(), **fixed):
+    """Return a row whose ``fit`` has some settings ``fixed``, the kind of content among them."""
+    return System(group, source, partial(fit, **fixed), space or {}, cold, fixed.get("kind"), given)
+
+
+_RIDGE, _SHAPE = {"lambda_theta": Between(10.0, 1e4)}, {"shape": Between(0.03, 3.0, 0.3)}
 _TOPICS = {"lambda_theta": Between(10.0, 1e6, 0.01), "lambda_beta": Between(0.01, 1e4, 100.0)}
-_GIVEN, _BOTH, _HU = ("lambda_theta",), "listening and content", "Hu, Koren, Volinsky 2008"
-
-
-def _neighbours_row(kind: str) -> System:
-    source, fit = "MLR's ranking in van den Oord et al. 2013", partial(_neighbours, kind=kind)
-    return System("floor", source, fit, {"scale": Choice(vq.SCALES)}, content=kind)
-
-
-def _wmf_row(source: str, counts: str, alpha: Between) -> System:
-    space = {"lambda_theta": _RIDGE, "alpha": alpha}
-    return System("listening", source, partial(_wmf, counts=counts), space, cold=False)
-
-
-def _regression_row(kind: str, units: int, weighted: bool) -> System:
-    fit = partial(_regression, kind=kind, units=units, weighted=weighted)
-    space = {"penalty": _MLP if units else _LINEAR}
-    return System("regression", "van den Oord et al. 2013", fit, space, content=kind, given=_GIVEN)
-
-
-def _ours(kind: str, lambda_w: Between) -> System:
-    fit, space = partial(_content_prior, kind=kind), {"lambda_theta": _RIDGE, "lambda_w": lambda_w}
-    return System(_BOTH, "Liang, Zhan, Ellis 2015", fit, space, content=kind)
-
+_LOG, _LINEAR = {"alpha": Between(0.05, 5.0, 2.0)}, {"alpha": Between(1e-3, 1.0, 40.0)}
+_PENALTY = {0: Between(10.0, 1e7, 1e3), 1000: Between(1e-6, 1.0, 1e-4)}  # by hidden units
+_W = {"shallow": Between(1e-3, 1e3), "deep": Between(1.0, 1e7)}  # entries of a thousandth; of one
+_KINDS = {"VQ": "shallow", "h": "deep"}
+_HU, _OORD = "Hu, Koren, Volinsky 2008", "van den Oord et al. 2013"
+_BOTH, _GIVEN = "listening and content", ("lambda_theta",)
 
 SYSTEMS: dict[str, System] = {
     "random": System("floor", "chance", _random),
     "mean item": System("floor", "ours", _mean_item, given=_GIVEN),
     "bag size": System("floor", "does content betray popularity?", _bag_size, content="size"),
     "popularity": System("floor", "listeners in training", _popularity, cold=False),
-    "neighbours, VQ": _neighbours_row("shallow"),
-    "neighbours, h": _neighbours_row("deep"),
-    "WMF": System("listening", _HU, _wmf, {"lambda_theta": _RIDGE}, cold=False),
-    "WMF + bias": System("listening", "ours", _wmf_with_bias, {"lambda_theta": _RIDGE}, cold=False),
-    "WMF, log of counts": _wmf_row(f"{_HU}, eq. (6)", "log", Between(0.05, 5.0, 2.0)),
-    "WMF, linear in counts": _wmf_row(f"{_HU}, eq. (4)", "linear", Between(1e-3, 1.0, 40.0)),
-    "PMF": System("listening", "Gopalan, Hofman, Blei 2015", _pmf, {"shape": _SHAPE}, cold=False),
-    "CTPF": System(
-        _BOTH, "Gopalan, Charlin, Blei 2014", _ctpf, {"shape": _SHAPE}, content="counts"
-    ),
-    "CTR": System(_BOTH, "Wang, Blei 2011", _ctr, _TOPICS, content="counts"),
-    "regression, VQ, linear": _regression_row("shallow", 0, weighted=False),
-    "regression, VQ, linear, WPE": _regression_row("shallow", 0, weighted=True),
-    "regression, VQ, MLP": _regression_row("shallow", 1000, weighted=False),
-    "regression, VQ, MLP, WPE": _regression_row("shallow", 1000, weighted=True),
-    "regression, h, linear": _regression_row("deep", 0, weighted=False),
-    "regression, h, linear, WPE": _regression_row("deep", 0, weighted=True),
-    "regression, h, MLP": _regression_row("deep", 1000, weighted=False),
-    "regression, h, MLP, WPE": _regression_row("deep", 1000, weighted=True),
-    # Ranges wide enough for entries of a thousandth and of one.
-    "CF + shallow": _ours("shallow", Between(1e-3, 1e3)),
-    "CF + deep": _ours("deep", Between(1.0, 1e7)),
 }
+SYSTEMS |= {
+    f"neighbours, {name}": _system(
+        "floor", f"MLR's ranking in {_OORD}", _neighbours, {"scale": Choice(vq.SCALES)}, kind=kind
+    )
+    for name, kind in _KINDS.items()
+}
+SYSTEMS |= {
+    "WMF": System("listening", _HU, _wmf, _RIDGE, cold=False),
+    "WMF + bias": System("listening", "ours", _wmf_with_bias, _RIDGE, cold=False),
+    "WMF, log of counts": _system(
+        "listening", f"{_HU}, eq. (6)", _wmf, _RIDGE | _LOG, cold=False, counts="log"
+    ),
+    "WMF, linear in counts": _system(
+        "listening", f"{_HU}, eq. (4)", _wmf, _RIDGE | _LINEAR, cold=False, counts="linear"
+    ),
+    "PMF": System("listening", "Gopalan, Hofman, Blei 2015", _pmf, _SHAPE, cold=False),
+    "CTPF": System(_BOTH, "Gopalan, Charlin, Blei 2014", _ctpf, _SHAPE, content="counts"),
+    "CTR": System(_BOTH, "Wang, Blei 2011", _ctr, _TOPICS, content="counts"),
+}
+for _name, _units, _weighted in product(_KINDS, _PENALTY, (False, True)):
+    _label = f"regression, {_name}, {'MLP' if _units else 'linear'}{', WPE' * _weighted}"
+    _fixed = {"kind": _KINDS[_name], "units": _units, "weighted": _weighted}
+    _space = {"penalty": _PENALTY[_units]}
+    SYSTEMS[_label] = _system("regression", _OORD, _regression, _space, given=_GIVEN, **_fixed)
+for _kind, _range in _W.items():
+    _space = _RIDGE | {"lambda_w": _range}
+    SYSTEMS[f"CF + {_kind}"] = _system(
+        _BOTH, "Liang, Zhan, Ellis 2015", _content_prior, _space, kind=_kind
+    )
 
 
 # --- tags ---------------------------------------------------------------------------------------
@@ -351,15 +334,13 @@ class TagModel:
     resumes: bool = False  # does ``fit`` take a checkpoint?
 
 
-_RATE = {"learning_rate": Between(0.003, 0.1, 0.01)}
-_AUTHORS = partial(_network, authors=True)
+_RATE, _AUTHORS = {"learning_rate": Between(0.003, 0.1, 0.01)}, partial(_network, authors=True)
+_WEIGHT = {"tag_weight": Between(1.0, 100.0, 1.0)}
 TAG_MODELS: dict[str, TagModel] = {
     "NNet": TagModel("Liang, Zhan, Ellis 2015", _network, _RATE, resumes=True),
     "NNet, authors' variant": TagModel("their code", _AUTHORS, _RATE, resumes=True),
     "logistic regression": TagModel("their code", _logistic, {"penalty": Between(1e-3, 1e3, 1.0)}),
-    "SPMF": TagModel(
-        "Liang, Paisley, Ellis 2014", _spmf, {"tag_weight": Between(1.0, 100.0, 1.0)}, 3.0
-    ),
+    "SPMF": TagModel("Liang, Paisley, Ellis 2014", _spmf, _WEIGHT, correction=3.0),
 }
 
 
@@ -381,7 +362,7 @@ def candidates(space: dict, trials: int, seed: int, start: dict | None = None) -
 
 
 def search(
-    name, split, heldout, exclude=None, *, cold=False, given=None, points=None, label=None
+    name, split, heldout, exclude=None, *, points, cold=False, given=None, label=None
 ) -> tuple[dict, pd.DataFrame]:
     """Try settings of a system on ``split`` and return those of the highest NDCG on ``heldout``.
 
@@ -392,10 +373,10 @@ def search(
     heldout, exclude : csr_matrix
         Validation pairs of the items, or, with ``cold``, of the split's cold items, and the pairs
         that are not ranked.
+    points : repro.pipeline.run.Points
+        Keeps finished trials, which are not run again.
     given : dict, optional
         WMF's settings, for a system that takes some of them.
-    points : repro.pipeline.run.Points, optional
-        Keeps finished trials.
     label : dict, optional
         More columns of the trials, which tell this search from others in the same ``points``.
 
@@ -417,12 +398,11 @@ def search(
     fixed = {key: given[key] for key in system.given}
     start = profile.ridges(split.subset)
     tried = candidates(system.space, profile.trials, profile.seed, start)
-    tried = [fixed | settings for settings in tried]
-    trials = _try(tried, score, system.space, (label or {}) | {"system": name}, points)
-    return tried[int(trials["NDCG"].argmax())], trials
+    label = (label or {}) | {"system": name}
+    return _best([fixed | one for one in tried], score, "NDCG", system.space, label, points)
 
 
-def search_tags(name, train, watch, points=None, checkpoint=None) -> tuple[dict, pd.DataFrame]:
+def search_tags(name, train, watch, points, checkpoint=None) -> tuple[dict, pd.DataFrame]:
     """Try settings of a tag model on ``train`` and return those of the highest AROC on ``watch``.
 
     Both are :class:`TaggedSongs`; ``points`` as in :func:`search`, ``checkpoint`` makes one of a
@@ -437,47 +417,18 @@ def search_tags(name, train, watch, points=None, checkpoint=None) -> tuple[dict,
         return scores[["AROC", "MAP"]].to_dict()
 
     tried = candidates(model.space, profile.tag_trials, profile.seed)
-    trials = _try(tried, score, model.space, {"system": name}, points)
-    return tried[int(trials["AROC"].argmax())], trials
+    return _best(tried, score, "AROC", model.space, {"system": name}, points)
 
 
-def _try(tried: list[dict], score: Callable, space: dict, label: dict, points) -> pd.DataFrame:
-    """Return a row per trial, of those that ``points`` lacks once they are computed."""
-
-    def row(settings):
-        chosen = [(name, r, settings[name]) for name, r in space.items()]
-        written = (
-            f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, _, v in chosen
-        )
-        edges = (name for name, r, v in chosen if r.on_edge(v))
-        found = {"settings": ", ".join(written), **score(settings)}
-        return found | {"on the edge": ", ".join(edges)}
-
+def _best(tried: list[dict], score: Callable, metric: str, space: dict, label: dict, points):
+    """Score the settings that ``points`` lacks; return the best of all, and a row of each."""
     rows = [label | settings for settings in tried]
-    if points is None:
-        return pd.DataFrame([a | row(b) for a, b in zip(rows, tried, strict=True)])
     missing = list(points.todo(rows))
-    for key, settings in zip(rows, tried, strict=True):
-        if key in missing:
-            points.add(key, row(settings))
-    return points.frame(rows)
-
-
-def cold_scores(name, split, pseudo_cold, validation, test, points=None, label=None) -> dict:
-    """Choose settings on hidden items, fit with all items, and score on the cold ones.
-
-    ``validation`` (users x items) has more pairs of the ``pseudo_cold`` items, ``test`` (users x
-    cold items) those to find; returns mean NDCG and R@40.
-    """
-    hidden, plays = split.hide(pseudo_cold)
-    plays += validation[:, pseudo_cold]
-    best, _ = search(name, hidden, plays, cold=True, points=points, label=label)
-    model = SYSTEMS[name].fit(split, **best)
-    return metrics.validator(test, None)(model.theta, model.cold)
-
-
-def thin(plays: sp.csr_matrix, share: float, seed: int) -> sp.csr_matrix:
-    """Keep a ``share`` of the pairs, drawn at random."""
-    pairs = plays.tocoo()
-    kept = np.random.default_rng(seed).permutation(pairs.nnz)[: round(share * pairs.nnz)]
-    return sp.csr_matrix((pairs.data[kept], (pairs.row[kept], pairs.col[kept])), plays.shape)
+    for row, settings in zip(rows, tried, strict=True):
+        if row in missing:
+            said = {n: f"{x:g}" if isinstance(x, float) else x for n, x in settings.items()}
+            edges = (name for name, r in space.items() if r.on_edge(settings[name]))
+            about = {"settings": ", ".join(f"{name}={said[name]}" for name in space)}
+            points.add(row, about | score(settings) | {"on the edge": ", ".join(edges)})
+    frame = points.frame(rows)
+    return tried[int(frame[metric].argmax())], frame

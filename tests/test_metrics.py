@@ -241,13 +241,3 @@ def test_bootstrap_is_deterministic_from_its_seed():
     one, same, other = (metrics.bootstrap(frame, 20, seed) for seed in (1, 1, 2))
     assert one.equals(same)
     assert not one.equals(other)
-
-
-def test_recommended_counts_the_lists_that_have_an_item():
-    rng = np.random.default_rng(5)
-    theta, beta = rng.standard_normal((70, 4)), rng.standard_normal((12, 4))
-    lists = np.argsort(-(theta @ beta.T), axis=1)[:, :3]
-    assert np.array_equal(
-        metrics.recommended(theta, beta, 3), np.bincount(lists.ravel(), minlength=12)
-    )
-    assert (metrics.recommended(theta, beta, 40) == 70).all()  # a list of all there are

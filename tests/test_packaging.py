@@ -12,7 +12,6 @@ import yaml
 from packaging.requirements import Requirement
 
 from repro.config import ROOT
-from repro.pipeline import report
 
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn"}
 
@@ -86,12 +85,6 @@ def test_without_a_python_the_script_says_what_it_needs(tmp_path):
     )
     assert done.returncode != 0
     assert "needs Python 3.11 or newer" in done.stderr
-
-
-def test_readme_shows_the_tables_of_the_results():
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert report.filled(text, ROOT) == text, "run ./run_all.sh --readme"
-    assert text.count("<!-- results/") >= 2
 
 
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]])

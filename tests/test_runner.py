@@ -461,16 +461,3 @@ def test_the_command_line(monkeypatch, tmp_path):
     ]
     with pytest.raises(SystemExit, match="2"):
         main(["--full", "--only", "02"])
-
-
-def test_the_readme_is_filled_from_the_results(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("repro.__main__.ROOT", tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- results/demo/07_seeds/tables/headline -->\n<!-- end -->")
-    assert main(["--readme"]) == REFUSED
-    assert "README.md stays as it is" in capsys.readouterr().out
-    table = tmp_path / "results/demo/07_seeds/tables/headline.md"
-    table.parent.mkdir(parents=True)
-    table.write_text("**Title**\n\n| a |\n|--:|\n| 1 |\n\n<small>note</small>\n")
-    assert main(["--readme"]) == DONE
-    assert "\n| a |\n|--:|\n| 1 |\n" in readme.read_text() and "Title" not in readme.read_text()

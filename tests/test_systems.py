@@ -146,17 +146,6 @@ def test_ctr_keeps_to_its_topics_when_the_prior_is_strong(world):
     assert np.allclose(loose.cold, model.cold)
 
 
-def test_thinning_keeps_a_share_of_the_pairs(world):
-    plays = world[0].train
-    thinned = systems.thin(plays, 0.25, 3)
-    assert thinned.nnz == round(0.25 * plays.nnz) and thinned.shape == plays.shape
-    assert ((thinned > 0) != (thinned.multiply(plays) > 0)).nnz == 0
-    kept = thinned.nonzero()
-    assert np.array_equal(np.asarray(plays[kept]), np.asarray(thinned[kept]))
-    assert (systems.thin(plays, 0.25, 3) != thinned).nnz == 0
-    assert (systems.thin(plays, 0.25, 4) != thinned).nnz > 0
-
-
 # --- the search
 
 
@@ -199,9 +188,8 @@ def test_search_returns_the_best_on_the_held_out_pairs(seen, world, cold):
     heldout = sp.lil_matrix((USERS, COLD if cold else ITEMS))
     heldout[:, 4] = 1
     given = {"lambda_theta": 3.0, "alpha": 1}
-    best, trials = systems.search(
-        "toy", world[0], heldout.tocsr(), cold=cold, given=given, label={"where": "here"}
-    )
+    how = {"cold": cold, "given": given, "label": {"where": "here"}, "points": Points()}
+    best, trials = systems.search("toy", world[0], heldout.tocsr(), **how)
     assert round(10 * best["a"]) == 4 and best["lambda_theta"] == 3.0
     assert len(trials) == 7 and trials["NDCG"].max() == 1.0
     columns = ["where", "system", "lambda_theta", "a", "settings", "NDCG", "R@40", "on the edge"]
@@ -247,7 +235,7 @@ def songs():
 def test_every_tag_model_hears_the_styles(name, songs):
     train, test = songs.rows(np.arange(200)), songs.rows(np.arange(200, 300))
     made = []
-    best, trials = systems.search_tags(name, train, test, checkpoint=made.append)
+    best, trials = systems.search_tags(name, train, test, Points(), made.append)
     assert len(trials) == songs.profile.tag_trials
     assert len(made) == (len(trials) if TAG_MODELS[name].resumes else 0)
     logits = TAG_MODELS[name].fit(train, **best)(test)

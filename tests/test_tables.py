@@ -4,13 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 from matplotlib.colors import to_rgb
 
 from repro.evaluation import metrics, plots, tables
@@ -224,17 +222,6 @@ def test_chance_is_the_unit_that_compares_data_sets(systems):
     assert times["paper"] == pytest.approx(11.08, abs=0.01)
 
 
-def test_neighbours_are_nearest_by_cosine_from_what_all_share():
-    shared = np.array([50.0, 70.0])
-    others = np.add(shared, [[10.0, 0], [-10, 0], [1, 1], [-1, -1], [0, 0.1], [0, -0.1]])
-    names = np.array(["east", "west", "north-east", "south-west", "north", "south"])
-    asked = np.add(shared, [[0.1, 0.01], [-5, 6]])
-    table = tables.neighbours(["a", "b"], asked, names, others, 2)
-    assert list(table.loc["a"]) == ["east", "north-east"]  # however long the factors are
-    assert list(table.loc["b"]) == ["north", "west"]
-    assert list(table.columns) == ["neighbour 1", "neighbour 2"]
-
-
 def test_winners_are_the_best_of_their_group():
     trials = pd.DataFrame(
         {
@@ -262,44 +249,6 @@ def test_packed_metrics_come_back(systems, tmp_path, monkeypatch):
         assert np.array_equal(back[name].index, frame.index)
 
 
-def test_quarters_have_equally_many_rows_in_order():
-    values = pd.DataFrame({"WMF": np.arange(8.0)})
-    table = tables.by_quarter(values, np.array([5, 1, 1, 2, 9, 9, 3, 4]))
-    assert table["least"].tolist() == [1, 2, 4, 9] and table["most"].tolist() == [1, 3, 5, 9]
-    assert table["WMF"].tolist() == [1.5, 4.5, 3.5, 4.5]
-
-
-def test_coverage_of_even_and_of_single_minded_lists():
-    assert tables.coverage(np.full(10, 7)) == {"covered": 1.0, "half of all places": 0.5}
-    alone = tables.coverage(np.array([0, 30, 0, 0]))
-    assert alone == {"covered": 0.25, "half of all places": 0.25}
-
-
-def test_labels_are_the_rarest_of_the_frequent_tags():
-    tags = sp.csr_matrix([[1, 1, 0], [1, 0, 0], [1, 0, 1], [1, 1, 0]])
-    names = np.array(["rock", "punk", "odd"])
-    found = tables.labels(["b", "a", "x", "c"], np.array(list("abcd")), tags, names, 2)
-    assert list(found) == ["rock", "punk", "", "rock"]
-
-
-def test_a_users_page_shows_history_and_stars_what_was_held_out():
-    model = SimpleNamespace(
-        theta=np.array([[0.0], [1.0]]),
-        beta=np.array([[9.0], [3], [2], [1]]),
-        cold=np.array([[1.0], [2]]),
-    )
-    rows = [[0] * 4, [5, 0, 0, 0]], [[0] * 4, [0, 0, 1, 0]], [[0, 0], [1, 0]]
-    train, test, cold = map(sp.csr_matrix, rows)
-    table = tables.one_user(
-        1, model, train, test, cold, np.array(list("abcd")), np.array(list("xy")), 2
-    )
-    assert table["play"].tolist() == [True, False, True, False, True]
-    table = tables.side_by_side(table)
-    assert list(table["played"]) == ["a", "–"]
-    assert list(table["recommended, with plays"]) == ["b", "c *"]
-    assert list(table["recommended, without"]) == ["y", "x *"]
-
-
 # --- figures
 
 
@@ -316,132 +265,24 @@ def test_one_colour_a_system():
     assert plots.colour("something else") == "black"
 
 
-def test_activity_figure_counts_users_with_at_least_so_many():
-    dense = (np.random.default_rng(0).random((30, 12)) < 0.3) * 5
-    dense[3] = 0
-    fig = plots.activity_and_popularity({"all": sp.csr_matrix(dense)}, "song")
-    for ax, axis in zip(fig.axes, (1, 0), strict=True):
-        counts = (dense > 0).sum(axis)
-        (line,) = drawn(ax)
-        for x in np.unique(line[:, 0]):
-            assert line[line[:, 0] == x, 1].max() == (counts >= x).sum()
-        assert set(line[:, 0]) == set(counts[counts > 0])
-    assert [ax.get_title() for ax in fig.axes] == ["activity", "popularity"]
+def test_lines_reach_from_the_least_to_the_greatest_about_the_mean():
+    rows = [("WMF", 1, 0.1), ("WMF", 1, 0.3), ("WMF", 2, 0.4), ("CTR", 1, 0.5), ("CTR", 2, 0.6)]
+    _, ax = plots.panels(1)
+    plots.lines(ax, pd.DataFrame(rows, columns=["system", "M", "recall"]), "M", "recall")
+    assert [line.tolist() for line in drawn(ax)] == [[[1, 0.2], [2, 0.4]], [[1, 0.5], [2, 0.6]]]
+    band = ax.collections[0].get_paths()[0].vertices
+    assert sorted({y for x, y in band if x == 1}) == [0.1, 0.3]
+    assert to_rgb(ax.lines[0].get_color()) == to_rgb(plots.colour("WMF"))
 
 
-def test_codebook_figure_sorts_by_use():
-    centres, usage = np.random.default_rng(0).normal(size=(5, 3)), np.array([10, 40, 0, 30, 20])
-    fig = plots.codebook(centres, usage, ["a", "b", "c"])
-    image = np.asarray(fig.axes[0].images[0].get_array())
-    standard = (centres - centres.mean(0)) / centres.std(0)
-    assert np.allclose(image, standard[[1, 3, 4, 0, 2]].T)
-    assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ["a", "b", "c"]
-    assert np.allclose(drawn(fig.axes[1])[0][:, 1], [2, 1.5, 1, 0.5, 0])
-
-
-@pytest.mark.parametrize("n", [1, 3])
-def test_histogram_figure_has_a_bar_for_each_codeword_used(n):
-    histograms = np.array([[0.5, 0, 0.5, 0], [0, 0, 0, 1], [0.25] * 4])[:n]
-    fig = plots.example_histograms(histograms, ["x", "y", "z"][:n])
-    for ax, histogram in zip(fig.axes, histograms, strict=True):
-        heights = {segment[1][0]: segment[1][1] for segment in ax.collections[0].get_segments()}
-        assert heights == {k: v for k, v in enumerate(histogram) if v}
-    assert "x  (2 codewords)" in fig.axes[0].get_title(loc="left")
-
-
-def test_tag_figure_names_the_best_and_worst_of_each_band_of_frequency():
-    frame = pd.DataFrame(
-        {"songs": [100, 90, 80, 2, 0], "AROC": [0.9, 0.5, 0.3, 1.0, np.nan]},
-        index=["best", "$mid", "worst", "rare", "none"],
-    )
-    fig = plots.tags_by_frequency(frame, bands=2)
-    fig.canvas.draw()  # a dollar sign would break mathtext
-    points = np.asarray(fig.axes[0].collections[0].get_offsets())
-    assert np.allclose(points, frame.iloc[:4].to_numpy())
-    assert {text.get_text() for text in fig.axes[0].texts} == {"rare", "best", "worst"}
-
-
-def test_sweep_and_thinning_figures_draw_every_system():
-    swept = pd.DataFrame(
-        {
-            "system": ["WMF", "WMF", "CF + deep", "CF + deep"],
-            "ridge": [1.0, 10, 1, 10],
-            "in-matrix": [0.1, 0.2, 0.3, 0.4],
-            "out-of-matrix": [np.nan, np.nan, 0.5, 0.6],
-        }
-    )
-    left, right = plots.sweep(swept, "ridge", "ridge").axes
-    assert len(drawn(left)) == 2 and len(drawn(right)) == 1
-    assert np.allclose(drawn(right)[0], [[1, 0.5], [10, 0.6]])
-    rows = [
-        {"system": system, "share": share, "draw": draw, "NDCG": gain * share + draw / 100}
-        for system, gain in (("WMF", 1), ("CTR", 2)) for share in (0.1, 1.0) for draw in range(3)
-    ]  # fmt: skip
-    left, right = plots.thinning(pd.DataFrame(rows)).axes
-    assert np.allclose(drawn(left)[1], [[0.1, 0.21], [1, 2.01]])
-    assert np.allclose(drawn(right)[1], [[0.1, 0.1], [1, 1.0]])  # paired by draw
-
-
-def test_map_names_the_best_known_and_colours_by_label():
-    rng = np.random.default_rng(0)
-    names = np.array([f"${i}" for i in range(20)])  # a dollar sign would break mathtext
-    labels = np.array(["rock", "", "jazz", "rock"] * 5)
-    fig = plots.map_of(rng.standard_normal((20, 4)), names, labels, np.arange(20), 0, named=3)
-    fig.canvas.draw()
-    ax = fig.axes[0]
-    assert {text.get_text() for text in ax.texts} == {r"\$19", r"\$18", r"\$17"}
-    assert [len(c.get_offsets()) for c in ax.collections] == [5, 5, 10]  # none, jazz, rock
-
-
-def test_convergence_figure_places_half_steps_within_their_sweep():
-    history = []
-    for sweep in (1, 2):
-        for step, value in zip(("items", "users", "W"), (30, 20, 10), strict=True):
-            history.append({"sweep": sweep, "step": step, "objective": value / sweep})
-        history.append({"sweep": sweep, "step": "validation", "NDCG": sweep / 10})
-    two = [row for row in history if row["step"] != "W"]
-    left, right = plots.convergence({"CF + deep": history, "WMF": two}).axes
-    deep, plain = drawn(left)
-    assert np.allclose(deep[:, 0], np.arange(1, 7) / 3)
-    assert np.allclose(deep[:, 1], [30, 20, 10, 15, 10, 5])
-    assert np.allclose(plain, [[0.5, 30], [1, 20], [1.5, 15], [2, 10]])
-    for line in drawn(right):
-        assert np.allclose(line, [[1, 0.1], [2, 0.2]])
-
-
-def test_trials_and_dots_figures_mark_winners_and_means():
-    frame = pd.DataFrame(
-        {"system": ["CF + deep"] * 3 + ["WMF"] * 2, "NDCG": [0.1, 0.4, 0.4, 0.6, 0.5]}
-    )
-    for fig, marked in (
-        (plots.trials(frame), [0.4, 0.6]),
-        (plots.dots(frame, "NDCG"), [0.3, 0.55]),
-    ):
-        ax = fig.axes[0]
-        points = np.concatenate([own.get_offsets() for own in ax.collections])
-        assert np.allclose(np.sort(points[:, 0]), np.sort(frame["NDCG"]))
-        assert np.allclose(np.concatenate(drawn(ax))[:, 0], marked)
-        assert [label.get_text() for label in ax.get_yticklabels()] == ["CF + deep", "WMF"]
-
-
-def test_quarters_figure_draws_differences():
-    frame = pd.DataFrame({"least": [1, 3, 5, 7], "most": [2, 4, 6, 8]} | {"WMF": [1.0, 2, 3, 4]})
-    fig = plots.quarters([frame.assign(CTR=[2.0, 2, 2, 2])], "R@40", ["items"], than="WMF")
-    (ax,) = fig.axes
-    assert drawn(ax)[0].tolist() == [[0, 1], [1, 0], [2, -1], [3, -2]]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["1–2", "3–4", "5–6", "7–8"]
-
-
-def test_recall_figure_draws_means_and_bands(systems):
-    ranked = tables.ranking(systems, None, 50, 0).dropna()
-    ax = plots.recall_curves(ranked).axes[0]
-    rows = ranked.set_index(["system", "metric"])
-    for line, band, name in zip(drawn(ax), ax.collections, ranked["system"].unique(), strict=False):
-        assert np.allclose(line[:, 1], rows.loc[name, "mean"][["R@40", "R@80"]])
-        y = band.get_paths()[0].vertices
-        found = [y[y[:, 0] == 40, 1].min(), y[y[:, 0] == 40, 1].max()]
-        assert np.allclose(found, rows.loc[(name, "R@40"), ["low", "high"]].to_list())
-        assert to_rgb(ax.lines[list(rows.index.levels[0]).index(name)].get_color()) is not None
+def test_trials_figure_rings_the_winners():
+    found = [0.1, 0.4, 0.4, 0.6, 0.5]
+    frame = pd.DataFrame({"system": ["CF + deep"] * 3 + ["WMF"] * 2, "NDCG": found})
+    (ax,) = plots.trials(frame).axes
+    points = np.concatenate([own.get_offsets() for own in ax.collections])
+    assert np.allclose(np.sort(points[:, 0]), np.sort(found))
+    assert np.allclose(np.concatenate(drawn(ax)), [[0.4, 0], [0.6, 1]])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["CF + deep", "WMF"]
 
 
 def test_interval_figure_labels_each_row_with_its_name():

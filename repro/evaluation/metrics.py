@@ -16,7 +16,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 
 from repro import kernels
 
@@ -94,16 +93,6 @@ def evaluate(theta, beta, heldout, exclude=None, recall_at=(40, 80, 120, 160, 20
     """Return the metrics of every user with held-out items; see :func:`per_user`."""
     heldout = heldout.tocsr()
     return per_user(heldout_ranks(theta, beta, heldout, exclude), heldout, recall_at)
-
-
-def recommended(theta, beta, m: int) -> np.ndarray:
-    """Return how many users have each item among the first ``m`` of their list of all items."""
-    theta, beta = (torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in (theta, beta))
-    m, times = min(m, len(beta)), torch.zeros(len(beta), dtype=torch.int64)
-    for block in theta.split(4096):
-        first = (block @ beta.T).topk(m, sorted=False).indices
-        times += torch.bincount(first.ravel(), minlength=len(beta))
-    return times.numpy()
 
 
 def validator(heldout, exclude):

@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.preprocessing import normalize
 
 from repro.evaluation.metrics import bootstrap
 
 # --- what the paper printed (ISMIR 2015, Tables 1 to 4) ------------------------------------------
 
-_RANKING = """
+_PAPER = """
 where, system, R@40, R@80, R@120, R@160, R@200, NDCG
 DEN in-matrix, PMF,          0.1021, 0.1533, 0.1908, 0.2206, 0.2456, 0.2419
 DEN in-matrix, CTPF,         0.1031, 0.1511, 0.1861, 0.2138, 0.2370, 0.2395
@@ -31,33 +30,12 @@ out-of-matrix, CTPF,         0.0256, 0.0700, 0.1440, 0.1869, 0.2086, 0.1271
 out-of-matrix, CF + shallow, 0.0503, 0.0894, 0.1218, 0.1514, 0.1778, 0.1429
 out-of-matrix, CF + deep,    0.0910, 0.1461, 0.1881, 0.2241, 0.2550, 0.1605
 """
-_TAGGING = """
-system, Prec, Recall, F, AROC, MAP
-SPMF, 0.127, 0.146, 0.136, 0.712, 0.120
-NNet, 0.184, 0.207, 0.195, 0.781, 0.178
-"""
-
-
-def _read(text: str, index: list[str]) -> pd.DataFrame:
-    return pd.read_csv(StringIO(text), skipinitialspace=True).set_index(index)
-
-
-PRINTED = {"tagging": _read(_TAGGING, ["system"])}
-PRINTED |= {
-    str(where): rows.droplevel("where")
-    for where, rows in _read(_RANKING, ["where", "system"]).groupby("where", sort=False)
-}
+_TAGGING = {"Prec": [0.127, 0.184], "Recall": [0.146, 0.207], "F": [0.136, 0.195]}
+_TAGGING |= {"AROC": [0.712, 0.781], "MAP": [0.120, 0.178]}
+_ranking = pd.read_csv(StringIO(_PAPER), skipinitialspace=True).set_index("system")
+PRINTED = {w: rows.drop(columns="where") for w, rows in _ranking.groupby("where", sort=False)}
+PRINTED["tagging"] = pd.DataFrame(_TAGGING, index=pd.Index(["SPMF", "NNet"], name="system"))
 CHANCE = 40 / 4871  # of Recall@40 among the paper's out-of-matrix songs
-SIZES = pd.DataFrame(
-    {"users": [613_682, 564_437], "songs": [97_414, 260_345], "pairs": [38_226_302, pd.NA]}
-    | {"density": [0.00064, 0.00002]},
-    index=["DEN", "SPR"],
-).astype({"pairs": "Int64"})
-PAIRS = pd.DataFrame(
-    {"train": [26_139_017, 1_762_253], "validation": [2_904_335, 162_527]}
-    | {"test": [7_260_837, 410_081]},
-    index=["DEN", "SPR"],
-)
 
 
 class Claim(NamedTuple):
@@ -83,17 +61,8 @@ CLAIMS = [
     Claim("out-of-matrix", "CF + deep", "CF + shallow", "NDCG"),
     Claim("out-of-matrix", "CTPF", "CF + shallow", "R@120"),
 ]
-
-HEADLINE = [
-    "random",
-    "neighbours, VQ",
-    "regression, VQ, linear",
-    "regression, h, linear",
-    "CTPF",
-    "CTR",
-    "CF + shallow",
-    "CF + deep",
-]
+HEADLINE = "random; neighbours, VQ; regression, VQ, linear; regression, h, linear; CTPF; CTR"
+HEADLINE = [*HEADLINE.split("; "), "CF + shallow", "CF + deep"]
 
 # --- results as numbers --------------------------------------------------------------------------
 
@@ -114,24 +83,20 @@ def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: i
     DataFrame: ``system``, ``metric``, ``mean``, ``low``, ``high``, ``users``, ``paper``.
     """
     columns = next(list(frame) for frame in systems.values() if frame is not None)
-    nothing = pd.DataFrame(np.nan, columns, ["mean", "low", "high"])
+    nothing = pd.DataFrame(np.nan, columns, ["mean", "low", "high"]).assign(users=0)
     parts = {
-        system: (nothing if frame is None else bootstrap(frame, resamples, seed)).assign(
-            users=0 if frame is None else len(frame)
-        )
+        system: nothing
+        if frame is None
+        else bootstrap(frame, resamples, seed).assign(users=len(frame))
         for system, frame in systems.items()
     }
     return with_paper(pd.concat(parts, names=["system", "metric"]), printed)
 
 
 def with_paper(ours: pd.DataFrame, printed: pd.DataFrame | None) -> pd.DataFrame:
-    """Return numbers by system and metric with the paper's in a column ``paper``.
+    """Return numbers indexed by system and metric with those ``printed`` in a column ``paper``.
 
-    Parameters
-    ----------
-    ours : DataFrame, indexed by system and metric
-    printed : DataFrame, optional
-        One row per system, one column per metric; what it alone has follows at the end.
+    ``printed`` has one row per system, one column per metric; what it alone has follows at the end.
     """
     if printed is not None:
         paper = printed.rename_axis("system").rename_axis("metric", axis=1).stack().rename("paper")
@@ -156,12 +121,9 @@ def gains(systems: dict, than: str, metric: str, resamples: int, seed: int) -> p
     -------
     DataFrame, indexed by system: ``mean``, ``low``, ``high``.
     """
-    rows = {
-        name: bootstrap(frame[[metric]] - systems[than][[metric]], resamples, seed).loc[metric]
-        for name, frame in systems.items()
-        if frame is not None and name != than
-    }
-    return pd.DataFrame(rows).T.rename_axis("system")
+    own = {s: frame[metric] for s, frame in systems.items() if frame is not None}
+    apart = pd.DataFrame(own).sub(own[than], axis=0).drop(columns=than)
+    return bootstrap(apart, resamples, seed).rename_axis("system")
 
 
 def verdicts(
@@ -195,22 +157,21 @@ def verdicts(
         if claim.where != where.partition(",")[0]:
             continue
         printed = PRINTED[claim.where][claim.metric]
-        row = {
-            "claim": f"{where}: {claim.system} {'equals' if claim.equal else 'beats'} {claim.than}",
-            "metric": claim.metric,
-            "paper": printed[claim.system] - printed[claim.than],
-        }
-        found = [one[where] for one in seeds]
-        if found[0].get(claim.system) is None or found[0].get(claim.than) is None:
-            rows.append(row | {"verdict": "not comparable"})
-            continue
-        each = [f[claim.system][[claim.metric]] - f[claim.than][[claim.metric]] for f in found]
-        row |= bootstrap(pd.concat(each), resamples, seed).iloc[0].to_dict()
-        means = [float(e.mean().iloc[0]) for e in each]
-        row["verdict"] = _verdict(claim, row["low"], row["high"], means, same_data, equal_within)
-        rows.append(row | {"seeds_min": min(means), "seeds_max": max(means)})
-    order = "claim", "metric", "paper", "mean", "low", "high", "verdict", "seeds_min", "seeds_max"
-    return pd.DataFrame(rows, columns=order)
+        words = f"{where}: {claim.system} {'equals' if claim.equal else 'beats'} {claim.than}"
+        row = dict.fromkeys(("mean", "low", "high"), np.nan)
+        row |= {"verdict": "not comparable", "seeds_min": np.nan, "seeds_max": np.nan}
+        found = [(one[where].get(claim.system), one[where].get(claim.than)) for one in seeds]
+        if not any(frame is None for frame in found[0]):
+            each = [ours[[claim.metric]] - than[[claim.metric]] for ours, than in found]
+            means = [float(e.mean().iloc[0]) for e in each]
+            row |= bootstrap(pd.concat(each), resamples, seed).iloc[0]
+            row["verdict"] = _verdict(
+                claim, row["low"], row["high"], means, same_data, equal_within
+            )
+            row |= {"seeds_min": min(means), "seeds_max": max(means)}
+        paper = printed[claim.system] - printed[claim.than]
+        rows.append({"claim": words, "metric": claim.metric, "paper": paper} | row)
+    return pd.DataFrame(rows)
 
 
 def _verdict(claim: Claim, low, high, means, same_data: bool, equal_within: float) -> str:
@@ -227,11 +188,7 @@ def _verdict(claim: Claim, low, high, means, same_data: bool, equal_within: floa
 
 
 def over_seeds(
-    seeds: list[dict],
-    than: str | None = None,
-    printed: pd.DataFrame | None = None,
-    resamples: int = 1000,
-    seed: int = 0,
+    seeds: list[dict], than: str | None = None, printed=None, resamples: int = 1000, seed: int = 0
 ) -> pd.DataFrame:
     """Return mean, standard deviation and range over seeds of every metric of every system.
 
@@ -250,15 +207,15 @@ def over_seeds(
     DataFrame: ``system``, ``metric``, ``mean``, ``deviation``, ``seeds_min``, ``seeds_max``; with
     ``than``, ``low`` and ``high`` of the difference; with ``printed``, ``paper``.
     """
+    spread = {"mean": "mean", "deviation": "std", "seeds_min": "min", "seeds_max": "max"}
     each = each_seed(seeds, range(len(seeds))).groupby(["system", "metric"], sort=False)["mean"]
-    frame = each.agg(mean="mean", deviation="std", seeds_min="min", seeds_max="max")
+    frame = each.agg(**spread)
     if than is not None:
         ndcg = [pd.DataFrame({s: frame["NDCG"] for s, frame in one.items()}) for one in seeds]
         apart = [one.sub(one[than], axis=0).drop(columns=than) for one in ndcg]
-        means = pd.DataFrame([one.mean() for one in apart])
-        paired = bootstrap(pd.concat(apart), resamples, seed).assign(
-            deviation=means.std(), seeds_min=means.min(), seeds_max=means.max()
-        )
+        paired = pd.DataFrame([one.mean() for one in apart]).agg([*spread.values()]).T
+        paired.columns = [*spread]
+        paired = paired.drop(columns="mean").join(bootstrap(pd.concat(apart), resamples, seed))
         paired.index = pd.MultiIndex.from_product([paired.index, [f"NDCG minus {than}"]])
         frame = pd.concat([frame, paired]).rename_axis(["system", "metric"])
     return with_paper(frame, printed)
@@ -276,21 +233,14 @@ def each_seed(seeds: list[dict], numbers) -> pd.DataFrame:
 
 
 def add_chance(frame: pd.DataFrame, metric: str, chance: float) -> pd.DataFrame:
-    """Return ``frame`` with the metric ``times chance``, which compares data sets.
+    """Return a :func:`ranking`, or one :func:`over_seeds`, with the metric ``times chance``.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        Of :func:`ranking` or :func:`over_seeds`.
-    chance : float
-        What ``metric`` is for random lists here; the paper's Recall@40 is divided by
-        :data:`CHANCE`.
+    ``chance`` is what ``metric`` is for random lists here; the paper's Recall@40 is divided by
+    :data:`CHANCE`. It compares data sets.
     """
     times = frame[frame["metric"] == metric].assign(metric="times chance")
-    ours = times.columns.intersection(
-        ["mean", "low", "high", "deviation", "seeds_min", "seeds_max"]
-    )
-    times[ours] /= chance
+    numbers = ["mean", "low", "high", "deviation", "seeds_min", "seeds_max"]
+    times[times.columns.intersection(numbers)] /= chance
     printed = PRINTED["out-of-matrix"]["R@40"].reindex(times["system"]).to_numpy()
     return pd.concat([frame, times.assign(paper=printed / CHANCE)], ignore_index=True)
 
@@ -298,96 +248,21 @@ def add_chance(frame: pd.DataFrame, metric: str, chance: float) -> pd.DataFrame:
 def packed(systems: dict) -> dict[str, np.ndarray]:
     """Return frames of the same rows and columns as arrays for :meth:`Run.save`."""
     frame = next(iter(systems.values()))
-    return {
-        "systems": np.array(list(systems)),
-        "rows": np.array(frame.index.tolist()),
-        "columns": np.array(list(frame)),
-        "values": np.stack([one.to_numpy(float) for one in systems.values()]),
-    }
+    names = {"systems": [*systems], "rows": frame.index.tolist(), "columns": [*frame]}
+    values = np.stack([one.to_numpy(float) for one in systems.values()])
+    return {name: np.array(x) for name, x in names.items()} | {"values": values}
 
 
 def unpacked(saved) -> dict[str, pd.DataFrame]:
     """Return what :func:`packed` packed, from a loaded artefact."""
-    return {
-        str(name): pd.DataFrame(values, saved.rows, saved.columns)
-        for name, values in zip(saved.systems, saved.values, strict=True)
-    }
+    frames = (pd.DataFrame(values, saved.rows, saved.columns) for values in saved.values)
+    return dict(zip(map(str, saved.systems), frames, strict=True))
 
 
 def common_aroc(per_tag: dict) -> dict[str, pd.DataFrame]:
     """Return each tag model's AROC of the tags on which all of them could be judged."""
     aroc = pd.DataFrame({name: frame["AROC"] for name, frame in per_tag.items()}).dropna()
     return {name: aroc[[name]].set_axis(["AROC"], axis=1) for name in aroc}
-
-
-def by_quarter(values: pd.DataFrame, by: np.ndarray) -> pd.DataFrame:
-    """Return the mean of each column over the quarters of the rows, ordered ``by`` a count.
-
-    Returns
-    -------
-    DataFrame, one row per quarter: ``least`` and ``most`` of the count, and the columns.
-    """
-    counts = pd.Series(by, values.index)
-    quarter = pd.qcut(counts.rank(method="first"), 4, labels=False)
-    bounds = counts.groupby(quarter).agg(least="min", most="max")
-    return bounds.join(values.groupby(quarter).mean())
-
-
-def coverage(times: np.ndarray) -> dict[str, float]:
-    """Return how widely recommendations spread, from the number of lists that have each item."""
-    reached = np.sort(times)[::-1].cumsum() / max(times.sum(), 1)
-    half = np.searchsorted(reached, 0.5) + 1
-    return {"covered": float((times > 0).mean()), "half of all places": half / len(times)}
-
-
-def labels(ids, tagged_ids, tags, vocabulary, n: int) -> np.ndarray:
-    """Return for each id the rarest of its tags that are among the ``n`` most frequent, or ""."""
-    rarest_first = np.argsort(-tags.getnnz(axis=0), kind="stable")[:n][::-1]
-    has = tags.tocsc()[:, rarest_first].toarray() > 0
-    rarest = np.where(has.any(axis=1), vocabulary[rarest_first[has.argmax(axis=1)]], "")
-    of = dict(zip(tagged_ids, rarest, strict=True))
-    return np.array([of.get(one, "") for one in ids])
-
-
-def one_user(user, model, train, test, cold, names, cold_names, n: int) -> pd.DataFrame:
-    """Return a user's history and first ``n`` recommendations of items with and without plays.
-
-    Returns
-    -------
-    DataFrame: ``list``, ``place`` in it from 1, ``name``, and whether the user did ``play`` it;
-    for recommendations that is a pair held out for testing.
-    """
-    seen, scores = train[[user]].indices, model.beta @ model.theta[user]
-    scores[seen] = -np.inf
-    cold_scores = model.cold @ model.theta[user]
-    history = seen[np.argsort(-train[[user]].data, kind="stable")]
-    lists = {
-        "played": (history, names, seen),
-        "recommended, with plays": (_order(scores), names, test[[user]].indices),
-        "recommended, without": (_order(cold_scores), cold_names, cold[[user]].indices),
-    }
-    rows = [
-        {"list": name, "place": place + 1, "name": listed[item], "play": item in played}
-        for name, (items, listed, played) in lists.items()
-        for place, item in enumerate(items[:n])
-    ]
-    return pd.DataFrame(rows)
-
-
-def _order(scores: np.ndarray) -> np.ndarray:
-    return np.argsort(-scores, kind="stable")
-
-
-def neighbours(names, factors, other_names, other_factors, n: int = 3) -> pd.DataFrame:
-    """Return, for each row of ``factors``, the names of its ``n`` nearest others by cosine.
-
-    Rows are taken as departures from the mean of the others, which all rows share.
-    """
-    mean = np.mean(other_factors, axis=0)
-    cosine = normalize(factors - mean) @ normalize(other_factors - mean).T
-    nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :n]
-    columns = [f"neighbour {k + 1}" for k in range(n)]
-    return pd.DataFrame(other_names[nearest], index=list(names), columns=columns)
 
 
 # --- for the page --------------------------------------------------------------------------------
@@ -416,16 +291,15 @@ def typeset(frame: pd.DataFrame, settings=(), signed=()) -> pd.DataFrame:
         shown[name] = [_text(value, style) for value in frame[name]]
     if {"low", "high"} <= {*frame}:
         shown["mean"] = [_interval(*row) for row in frame[["mean", "low", "high"]].to_numpy()]
-        shown = shown.drop(columns=["low", "high"])
     if "seeds_min" in frame:
         shown["seeds"] = [_range(*row) for row in frame[["seeds_min", "seeds_max"]].to_numpy()]
-        shown = shown.drop(columns=["seeds_min", "seeds_max"])
+    shown = shown.drop(columns=["low", "high", "seeds_min", "seeds_max"], errors="ignore")
     if "paper" in frame:
         shown = shown.rename(columns={"mean": "ours"})
     printed = [name for name in frame if str(name).startswith("paper ")]
     paper = shown[printed].rename(columns=lambda name: name.removeprefix("paper "))
-    paper.index = [f"paper: {name}" for name in paper.index]
     shown = shown.drop(columns=printed)
+    paper = paper.rename(index="paper: {}".format)
     return (pd.concat([shown, paper]) if printed else shown).rename_axis(frame.index.names)
 
 
@@ -444,9 +318,8 @@ def _by_metric(frame: pd.DataFrame) -> pd.DataFrame:
         cells.append(_interval(mean, *bounds.loc[i]) if paired[i] else text)
     shown = _wide(frame.assign(cell=cells))
     if over_seeds and paired.any():
-        seeds = frame[paired].set_index("system")
-        seeds = seeds.apply(lambda row: _range(row["seeds_min"], row["seeds_max"]), axis=1)
-        shown["seeds"] = seeds
+        seeds = frame[paired].set_index("system")[["seeds_min", "seeds_max"]]
+        shown["seeds"] = seeds.apply(lambda row: _range(*row), axis=1)
     if "users" in frame:
         shown["users"] = frame.groupby("system")["users"].max().map("{:,}".format)
     if "paper" in frame:
@@ -458,9 +331,8 @@ def _by_metric(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _wide(frame: pd.DataFrame) -> pd.DataFrame:
     table = frame.pivot(index="system", columns="metric", values="cell")
-    return table.reindex(frame["system"].unique())[frame["metric"].unique()].rename_axis(
-        None, axis=1
-    )
+    table = table.reindex(frame["system"].unique(), columns=frame["metric"].unique())
+    return table.rename_axis(None, axis=1)
 
 
 def _interval(mean: float, low: float, high: float) -> str:
@@ -478,11 +350,3 @@ def _text(value, style: str | None = None) -> str:
         return str(value)
     whole = isinstance(value, int | np.integer)
     return (style or ("{:,}" if whole else "{:.3f}")).format(value)
-
-
-def side_by_side(lists: pd.DataFrame) -> pd.DataFrame:
-    """Return the lists of :func:`one_user` as columns, a star where a recommendation was played."""
-    star = lists["play"] & (lists["list"] != "played")
-    lists = lists.assign(name=lists["name"] + star.map({True: " *", False: ""}))
-    table = lists.pivot(index="place", columns="list", values="name")
-    return table[lists["list"].unique()].fillna("–")

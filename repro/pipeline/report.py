@@ -91,28 +91,3 @@ def _html(text: str) -> str:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="report")])
     title = {"metadata": {"name": text.splitlines()[0].removeprefix("# ")}}
     return HTMLExporter(exclude_input_prompt=True).from_notebook_node(notebook, title)[0]
-
-
-def filled(text: str, root: Path) -> str:
-    """Return a text with the rows of tables put in where its markers name them.
-
-    Parameters
-    ----------
-    text : str
-        With any number of ``<!-- results/<profile>/<notebook>/tables/<name> -->`` ...
-        ``<!-- end -->``; what stands between two is replaced.
-    root : Path
-        The folder in which ``results`` is.
-    """
-
-    def rows(found: re.Match) -> str:
-        table = (root / f"{found[2]}.md").read_text("utf-8").splitlines()
-        lines = [line for line in table if line.startswith("|")]
-        return "\n".join([found[1], "", *lines, "", "<!-- end -->"])
-
-    begin = r"<!-- (results/\S+/tables/\S+) -->"
-    between = "(?:(?!<!-- results/).)*?"  # else a forgotten end would swallow the next table
-    new, n = re.subn(f"({begin}){between}<!-- end -->", rows, text, flags=re.DOTALL)
-    if n != len(re.findall(begin, text)):
-        raise ValueError("a table's marker has no <!-- end --> after it")
-    return new

@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +39,7 @@ PACKAGES += ("faiss-cpu", "nltk")
 RECORD = "artifacts/record.json"  # the last file that a finished notebook gets
 JOURNAL = "artifacts/journal.jsonl"  # what it is made from
 KEPT = "kept"  # a folder that only an unfinished notebook has, for its next try
+NOTEBOOKS = ROOT / "notebooks"
 _NUMBER = re.compile(r"[*+−-]*\d|–$")  # what a cell with a number in it begins with
 _BOLD = re.compile(r"\*\*([-+−±.,\d\s\[\]~]+)\*\*")  # a cell in Markdown's bold
 
@@ -46,12 +48,11 @@ def git_commit() -> str:
     """Return the commit, marked ``+changes`` when code differs from it, or ``unknown``."""
     git = ["git", "-C", str(ROOT)]
     code = "repro", "notebooks", "requirements.lock"
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):
         head = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True)
         changed = subprocess.check_output([*git, "status", "--porcelain", "--", *code])
         return head.strip() + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    return "unknown"
 
 
 def versions() -> dict[str, str]:
@@ -72,10 +73,10 @@ def is_full(notebook: Path) -> bool:
 def read_journal(path: Path) -> dict:
     """Return what a notebook's run has noted: what it was, its facts, checks, figures, tables."""
     entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    kinds = {kind: [e[kind] for e in entries if kind in e] for kind in ("fact", "check", "shown")}
-    facts = {name: value for fact in kinds["fact"] for name, value in fact.items()}
+    facts, checks, shown = ([e[k] for e in entries if k in e] for k in ("fact", "check", "shown"))
+    facts = {name: value for fact in facts for name, value in fact.items()}
     about = entries[0]["run"] | {"peak_mib": entries[-1]["peak_mib"]}
-    return about | {"facts": facts, "checks": kinds["check"], "shown": kinds["shown"]}
+    return about | {"facts": facts, "checks": checks, "shown": shown}
 
 
 class Checkpoint:
@@ -254,19 +255,19 @@ class Run(Store):
 
     def save(self, name: str, /, **values) -> None:
         """Save arrays, sparse matrices and scalars as ``artifacts/<name>.npz``, without pickle."""
-        packed = {}
-        for key, value in values.items():
-            packed |= _pack(key, value)  # no objects: it refuses them
-        np.savez(self.folder / "artifacts" / f"{name}.npz", **packed)
+        packed = [_pack(key, value) for key, value in values.items()]  # it refuses objects
+        np.savez(self.folder / f"artifacts/{name}.npz", **dict(ChainMap(*packed[::-1])))
 
     @property
     def companions(self) -> dict[str, Store]:
         """What the profile's companions have saved, those that are finished, by suffix."""
-        names = [p.stem for p in (ROOT / "notebooks").glob("[0-9]*.ipynb") if not is_full(p)]
-        stores = {s: Store(named(f"{self.profile.name}+{s}")) for s in self.profile.companions}
-        folders = {s: results_root() / store.profile.name for s, store in stores.items()}
-        done = {s for s in stores if all((folders[s] / name / RECORD).exists() for name in names)}
-        return {suffix: store for suffix, store in stores.items() if suffix in done}
+        records = [f"{p.stem}/{RECORD}" for p in NOTEBOOKS.glob("[0-9]*.ipynb") if not is_full(p)]
+        names = {suffix: f"{self.profile.name}+{suffix}" for suffix in self.profile.companions}
+        return {
+            suffix: Store(named(name))
+            for suffix, name in names.items()
+            if all((results_root() / name / record).exists() for record in records)
+        }
 
     def points(self, name: str) -> Points:
         """Return a table of finished settings, kept for the next try; in memory by hand."""
@@ -331,8 +332,7 @@ class Run(Store):
         markdown, latex = _drawn(frame if shown is None else shown)
         page = f"**{caption}**\n\n{markdown}\n\n<small>{html.escape(below)}</small>\n"
         path.with_suffix(".md").write_text(page, "utf-8")
-        latex = f"% {' '.join(caption.split())} ({below})\n{latex}\n"
-        path.with_suffix(".tex").write_text(latex, "utf-8")
+        path.with_suffix(".tex").write_text(f"% {caption} ({below})\n{latex}\n", "utf-8")
         # The class keeps MathJax from reading the dollar signs in artists' names.
         display(Markdown(f'<div class="tex2jax_ignore">\n\n{page}\n</div>'))
 
@@ -388,8 +388,7 @@ def _pack(name: str, value) -> dict[str, np.ndarray]:
     if sparse.issparse(value):
         value = value if value.format in ("csr", "csc") else value.tocsr()
         parts = {part: getattr(value, part) for part in ("data", "indices", "indptr", "shape")}
-        parts["kind"] = type(value).__name__
-        return {f"{name}.{part}": np.asarray(array) for part, array in parts.items()}
+        return {f"{name}.{part}": x for part, x in parts.items()} | {f"{name}.kind": value.format}
     array = np.asarray(value)
     if array.dtype.hasobject:
         raise TypeError(f"{name!r} holds Python objects: save numbers or fixed-width strings")
@@ -404,8 +403,8 @@ def _unpack(arrays: dict[str, np.ndarray]) -> dict:
             values[name] = array.item() if array.ndim == 0 else array
         elif part == "kind":
             parts = tuple(arrays[f"{name}.{p}"] for p in ("data", "indices", "indptr"))
-            kind = getattr(sparse, array.item())  # csr_array, csc_matrix ...
-            values[name] = kind(parts, shape=tuple(arrays[f"{name}.shape"]))
+            matrix = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}[array.item()]
+            values[name] = matrix(parts, shape=tuple(arrays[f"{name}.shape"]))
     return values
 
 
@@ -418,9 +417,8 @@ def _drawn(frame: pd.DataFrame) -> tuple[str, str]:
         frame = frame.reset_index(names=[str(n or "") for n in frame.index.names])
 
     def text(value):
-        if pd.api.types.is_scalar(value) and pd.isna(value):
-            return "–"
-        return f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
+        written = f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
+        return "–" if pd.isna(value) else written
 
     def safe(row):
         row = [html.escape(cell, quote=False) for cell in row]
