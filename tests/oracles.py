@@ -9,18 +9,8 @@ import scipy.sparse as sp
 def solve_slowly(fixed, surplus: sp.csr_matrix, ridge: float, prior=None) -> np.ndarray:
     """Solve one row after the other in float64: what :func:`repro.kernels.solve_rows` must give.
 
-    Parameters
-    ----------
-    fixed : array, columns x K
-    surplus : csr_matrix, rows x columns
-        Confidence above one of each play.
-    ridge : float
-    prior : array, rows x K, optional
-        Prior means; zero when absent.
-
-    Returns
-    -------
-    array of float64, rows x K
+    Shapes: ``fixed`` columns x K, ``surplus`` (confidence above one of each play) rows x columns,
+    ``prior`` (means, zero when absent) rows x K; float64, rows x K, comes back.
     """
     y = np.asarray(fixed, np.float64)
     shared = y.T @ y + ridge * np.eye(y.shape[1])
