@@ -18,32 +18,23 @@ def counts_of(rows, columns, seed=0):
     return sp.csr_matrix(counts, dtype=np.float32)
 
 
-def means(rows, k, seed):
-    """Return geometric means relative to the largest of their row, most of them tiny."""
-    x = np.random.default_rng(seed).gamma(0.1, 1, (rows, k)) + 1e-30
-    return np.maximum(x / x.max(1, keepdims=True), 1e-15).astype(np.float32)
-
-
-@pytest.mark.parametrize("k", [1, 17, 50])
-def test_shares_divide_each_count_among_the_factors(k):
-    counts, x, y = counts_of(30, 100), means(30, k, 1), means(100, k, 2)
-    phi = x[:, None] * y[None].astype(np.float64)
-    of_factors = counts.toarray()[:, :, None] * phi / phi.sum(2, keepdims=True)
-    found = poisson.shares(x, y, counts)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(x * found, of_factors.sum(1), rtol=1e-5)
-    np.testing.assert_allclose(y * poisson.shares(y, x, counts.T.tocsr()), of_factors.sum(0), 1e-5)
-
-
-def test_threads_change_no_bit(monkeypatch):
+def test_shares_divide_each_count_among_the_factors_whatever_the_threads(monkeypatch):
     counts, words, found = counts_of(900, 100), counts_of(100, 70), []
-    x, y = means(900, 20, 4), means(100, 20, 5)
+    # Geometric means relative to the largest of their row, most of them tiny.
+    x, y = (np.random.default_rng(n).gamma(0.1, 1, (n, 20)) for n in (900, 100))
+    x, y = (np.maximum(z / z.max(1, keepdims=True), 1e-15).astype(np.float32) for z in (x, y))
     for n in 1, 2, 5:
         monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
         fitted = poisson.ctpf(counts, words, words, factors=7, passes=3)
-        found.append((poisson.shares(x, y, counts), *fitted.arrays().values()))
+        both = poisson.shares(x, y, counts), poisson.shares(y, x, counts.T.tocsr())
+        found.append((*both, *fitted.arrays().values()))
     for first, *others in zip(*found, strict=True):
+        assert first.dtype == np.float32
         assert all(np.array_equal(first, other) for other in others)
+    phi = x[:, None] * y[None].astype(np.float64)
+    of_factors = counts.toarray()[:, :, None] * phi / phi.sum(2, keepdims=True)
+    np.testing.assert_allclose(x * both[0], of_factors.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(y * both[1], of_factors.sum(0), rtol=1e-5)
 
 
 def grouped(rows, columns, seed, within=0.5):
@@ -81,9 +72,9 @@ def evidence(counts, x_log, y_log, x_mean, y_mean):
     return (counts * logs - gammaln(counts + 1) - x_mean @ y_mean.T).sum()
 
 
-@pytest.mark.parametrize("a", [0.1, 0.4, 1.0])
-def test_pmf_is_coordinate_ascent_on_the_dense_bound(a):
-    k, a1, b1, seed, bound = 4, 0.7, 1.3, 5, []
+@pytest.mark.parametrize(("a", "k"), [(0.1, 1), (0.4, 4), (1.0, 17)])
+def test_pmf_is_coordinate_ascent_on_the_dense_bound(a, k):
+    a1, b1, seed, bound = 0.7, 1.3, 5, []
     plays = counts_of(12, 10)
     start = np.random.default_rng(seed).uniform(0.5, 1.5, (10, k))
     users, items, r = Dense(np.ones((12, k))), Dense(start), plays.toarray()
@@ -100,8 +91,8 @@ def test_pmf_is_coordinate_ascent_on_the_dense_bound(a):
             value += own.gain(a, rate.mean, rate.log) + rate.gain(a1, a1 / b1, np.log(a1 / b1))
         bound.append(value)
         fitted = poisson.pmf(plays, **settings, passes=passes)
-        np.testing.assert_allclose(fitted.theta, users.mean, rtol=1e-4)
-        np.testing.assert_allclose(fitted.beta, items.mean, rtol=1e-4)
+        for found, side in ((fitted.theta, users), (fitted.beta, items)):
+            np.testing.assert_allclose(found, side.mean, rtol=1e-4)
     assert np.diff(bound).min() > 0
 
 
@@ -149,7 +140,7 @@ def test_planted_groups_are_found():
     assert roc_auc_score(of_cold, (ctpf.theta @ ctpf.cold.T).ravel()) > 0.98
 
 
-@pytest.mark.parametrize("shape", [1e-3, 0.01, 100.0])
+@pytest.mark.parametrize("shape", [1e-3, 100.0])
 def test_extreme_priors_and_empty_rows_stay_finite(shape):
     plays = sp.block_diag([grouped(60, 30, 1)[0] * 1e4, np.zeros((2, 3))], "csr")
     words = sp.vstack([grouped(30, 60, 2, 4.0)[0], sp.csr_matrix((3, 60))], "csr")
@@ -166,20 +157,10 @@ def test_seed_decides_all():
     for fit in (
         lambda seed: poisson.pmf(plays, factors=5, passes=4, seed=seed).beta,
         lambda seed: poisson.ctpf(plays, words, words, factors=5, passes=4, seed=seed).cold,
-        lambda seed: poisson.spmf(words, plays.T, factors=5, batch=8, seed=seed).predict(words),
+        lambda seed: poisson.spmf(words, plays.T, factors=5, passes=2, seed=seed).predict(words),
     ):
         np.testing.assert_array_equal(fit(0), fit(0))
         assert np.abs(fit(0) - fit(1)).max() > 1e-3
-
-
-def test_cold_items_change_nothing_and_stand_each_alone():
-    plays, words, cold = counts_of(60, 30), counts_of(30, 60), counts_of(40, 60)
-    some = np.random.default_rng(0).permutation(40)[:9]
-    fitted = poisson.ctpf(plays, words, cold, factors=5, passes=5)
-    other = poisson.ctpf(plays, words, cold[some], factors=5, passes=5)
-    np.testing.assert_array_equal(fitted.theta, other.theta)
-    np.testing.assert_array_equal(fitted.beta, other.beta)
-    np.testing.assert_array_equal(fitted.cold[some], other.cold)
 
 
 def songs(n, seed):
