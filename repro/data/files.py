@@ -18,7 +18,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -29,39 +29,29 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from repro.config import PROFILES, Profile
 
-HOSTS = {
-    *("millionsongdataset.com", "labrosa.ee.columbia.edu"),
-    *("files.grouplens.org", "raw.githubusercontent.com"),
-}
+HOSTS = {"millionsongdataset.com", "labrosa.ee.columbia.edu", "files.grouplens.org"}
+HOSTS |= {"raw.githubusercontent.com"}
 _MSD = "https://millionsongdataset.com/sites/default/files/"
 _TAGGING = "https://raw.githubusercontent.com/tbertinmahieux/MSongsDB/master/Tasks_Demos/Tagging/"
-# file | what it is | where it comes from | size | licence | address, or why there is none
+# Sources that read it, "timbre" for lastfm's, | file | what it is | where it comes from | size
+# | licence | address, or why there is none | digest, where it is known
 _FILES = f"""
-train_triplets.txt.zip | Taste Profile play counts | millionsongdataset.com/tasteprofile | 0.5 GB, 3 GB unzipped | MSD terms, research | {_MSD}challenge/train_triplets.txt.zip
-msd | folder of the MSD's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 280 GB | MSD terms, research | by hand: copy the tree with the folders A to Z out of the public AWS snapshot that the page names, or ask its holders
-msd_summary_file.h5 | metadata of all MSD tracks | millionsongdataset.com/pages/getting-dataset | 0.3 GB | MSD terms, research | {_MSD}AdditionalFiles/msd_summary_file.h5
-track_metadata.db | ids and names of all MSD tracks | millionsongdataset.com/pages/getting-dataset | 0.7 GB | MSD terms, research | {_MSD}AdditionalFiles/track_metadata.db
-lastfm_tags.db | last.fm tags of MSD tracks | millionsongdataset.com/lastfm | 0.6 GB | research, non-commercial | {_MSD}lastfm/lastfm_tags.db
-tracks_bad_audio.txt | MSD tracks whose audio is wrong | github.com/dawenl/content_wmf, code/ | 0.1 MB | MIT | https://raw.githubusercontent.com/dawenl/content_wmf/master/code/tracks_bad_audio.txt
-artists_train.txt | MSD tagging split | github.com/tbertinmahieux/MSongsDB, Tasks_Demos/Tagging/ | 0.8 MB | GPL-3.0 | {_TAGGING}artists_train.txt
-artists_test.txt | MSD tagging split | github.com/tbertinmahieux/MSongsDB, Tasks_Demos/Tagging/ | 0.1 MB | GPL-3.0 | {_TAGGING}artists_test.txt
-MillionSongSubset | folder of the 10,000-song subset's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 1.8 GB, 2.8 GB unpacked | MSD terms, research | https://labrosa.ee.columbia.edu/~dpwe/tmp/millionsongsubset.tar.gz
-hetrec2011-lastfm-2k.zip | HetRec 2011 Last.fm-2k, listening and tags | grouplens.org/datasets/hetrec-2011 | 3 MB | non-commercial | https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip
-Music Info.csv | names, tags and descriptors of tracks | kaggle.com, "Million Song Dataset + Spotify + Last.fm" | 15 MB | research | by hand: log in to kaggle.com, download "Million Song Dataset + Spotify + Last.fm" and unzip it
-User Listening History.csv | play counts of tracks | kaggle.com, "Million Song Dataset + Spotify + Last.fm" | 0.6 GB | research | by hand: as Music Info.csv, from the same archive
-msd_h5 | folder of some of the MSD's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 0.3 MB a track | MSD terms, research | by hand: any tracks of the MSD that you have, in its own folders
+msd subset | train_triplets.txt.zip | Taste Profile play counts | millionsongdataset.com/tasteprofile | 0.5 GB, 3 GB unzipped | MSD terms, research | {_MSD}challenge/train_triplets.txt.zip
+subset | MillionSongSubset | folder of the 10,000-song subset's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 1.8 GB, 2.8 GB unpacked | MSD terms, research | https://labrosa.ee.columbia.edu/~dpwe/tmp/millionsongsubset.tar.gz
+msd | msd | folder of the MSD's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 280 GB | MSD terms, research | by hand: copy the tree with the folders A to Z out of the public AWS snapshot that the page names, or ask its holders
+msd | msd_summary_file.h5 | metadata of all MSD tracks | millionsongdataset.com/pages/getting-dataset | 0.3 GB | MSD terms, research | {_MSD}AdditionalFiles/msd_summary_file.h5
+msd | track_metadata.db | ids and names of all MSD tracks | millionsongdataset.com/pages/getting-dataset | 0.7 GB | MSD terms, research | {_MSD}AdditionalFiles/track_metadata.db
+msd subset | lastfm_tags.db | last.fm tags of MSD tracks | millionsongdataset.com/lastfm | 0.6 GB | research, non-commercial | {_MSD}lastfm/lastfm_tags.db
+msd subset | tracks_bad_audio.txt | MSD tracks whose audio is wrong | github.com/dawenl/content_wmf, code/ | 0.1 MB | MIT | https://raw.githubusercontent.com/dawenl/content_wmf/master/code/tracks_bad_audio.txt
+msd subset | artists_train.txt | MSD tagging split | github.com/tbertinmahieux/MSongsDB, Tasks_Demos/Tagging/ | 0.8 MB | GPL-3.0 | {_TAGGING}artists_train.txt
+msd subset | artists_test.txt | MSD tagging split | github.com/tbertinmahieux/MSongsDB, Tasks_Demos/Tagging/ | 0.1 MB | GPL-3.0 | {_TAGGING}artists_test.txt
+lastfm timbre | hetrec2011-lastfm-2k.zip | HetRec 2011 Last.fm-2k, listening and tags | grouplens.org/datasets/hetrec-2011 | 3 MB | non-commercial | https://files.grouplens.org/datasets/hetrec2011/hetrec2011-lastfm-2k.zip | md5:296d61afe4e8632b173fc2dd3be20ce2
+lastfm spotify | Music Info.csv | names, tags and descriptors of tracks | kaggle.com, "Million Song Dataset + Spotify + Last.fm" | 15 MB | research | by hand: log in to kaggle.com, download "Million Song Dataset + Spotify + Last.fm" and unzip it
+spotify | User Listening History.csv | play counts of tracks | kaggle.com, "Million Song Dataset + Spotify + Last.fm" | 0.6 GB | research | by hand: as Music Info.csv, from the same archive
+timbre | msd_h5 | folder of some of the MSD's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 0.3 MB a track | MSD terms, research | by hand: any tracks of the MSD that you have, in its own folders
 """  # noqa: E501
-_ABOUT = {name: about for name, *about in (r.split(" | ") for r in _FILES.strip().split("\n"))}
-NAMES = list(_ABOUT)
-_DIGESTS = {"hetrec2011-lastfm-2k.zip": "md5:296d61afe4e8632b173fc2dd3be20ce2"}
-_READ = {
-    "msd": NAMES[:8],
-    "subset": ["train_triplets.txt.zip", "MillionSongSubset", *NAMES[4:8]],
-    "spotify": ["Music Info.csv", "User Listening History.csv"],
-    "lastfm": ["hetrec2011-lastfm-2k.zip", "Music Info.csv"],
-    "lastfm, timbre": ["hetrec2011-lastfm-2k.zip", "msd_h5"],
-}
-_READ["world"] = _READ["msd"]
+_TABLE = [row.split(" | ") for row in _FILES.strip().split("\n")]
+NAMES = [name for _, name, *_ in _TABLE]
 NOTES = "fetched.json"
 _PARTIAL = ".fetching"  # a folder beside the files
 _TRACK = re.compile(r"(?:^|/)([A-Z]/[A-Z]/[A-Z]/TR[A-Z0-9]{16}\.h5)$")
@@ -76,9 +66,6 @@ class FetchError(Exception):
 
 class MissingData(FileNotFoundError):
     """Input files are absent; the message says for each what it is and where to get it."""
-
-    def __init__(self, sources: list[Source]):
-        super().__init__("\n".join(map(described, sources)))
 
 
 @dataclass(frozen=True)
@@ -100,8 +87,8 @@ class Source:
 
 def described(source: Source) -> str:
     """Return whether a file is there, and what a person needs to know to get it."""
-    readers = [p.name for p in PROFILES.values() if p.source != "world"]
-    readers = [p for p in readers if source in required(PROFILES[p], source.path.parent)]
+    real = [profile for profile in PROFILES.values() if profile.source != "world"]
+    readers = [p.name for p in real if source in required(p, source.path.parent)]
     folder, name = source.path.parent.resolve(), source.path.name
     near = [path for path in (folder.parent / name, *folder.glob(f"*/{name}")) if path.exists()]
     there = source.path.exists()
@@ -118,13 +105,15 @@ def find(name: str, root: Path | str) -> Source:
     path = Path(root) / name
     if path.suffix == ".zip" and not path.exists() and path.with_suffix("").is_file():
         path = path.with_suffix("")
-    return Source(path, *_ABOUT[name], _DIGESTS.get(name, ""))
+    (about,) = (about for _, given, *about in _TABLE if given == name)
+    return Source(path, *about)
 
 
 def required(profile: Profile, root: Path | str) -> list[Source]:
     """Return every input that ``profile`` reads from the folder ``root``."""
     timbre = profile.source == "lastfm" and profile.content == "timbre"
-    return [find(name, root) for name in _READ["lastfm, timbre" if timbre else profile.source]]
+    source = "timbre" if timbre else profile.source.replace("world", "msd")
+    return [find(name, root) for readers, name, *_ in _TABLE if source in readers.split()]
 
 
 def missing(profile: Profile, root: Path | str) -> list[Source]:
@@ -140,16 +129,14 @@ def data_digest(profile: Profile, root: Path | str) -> str:
     """
     digest = hashlib.sha256()
     for source in required(profile, root):
-        files = [source.path]
-        if source.path.is_dir():
-            files = []
-            for number, folder in enumerate(sorted(source.path.glob("?/?/?"))):
-                with os.scandir(folder) as entries:  # a million files: twice as fast as glob
-                    tracks = [file for file in entries if not file.name.startswith(".")]
-                    tracks = sorted(f"{file.name} {file.stat().st_size}\n" for file in tracks)
-                digest.update("".join(tracks).encode())
-                if tracks and number % 512 == 0:
-                    files.append(folder / tracks[0].rpartition(" ")[0])
+        files = [] if source.path.is_dir() else [source.path]
+        for number, folder in enumerate(sorted(source.path.glob("?/?/?"))):
+            with os.scandir(folder) as entries:  # a million files: twice as fast as glob
+                tracks = [file for file in entries if not file.name.startswith(".")]
+                tracks = sorted(f"{file.name} {file.stat().st_size}\n" for file in tracks)
+            digest.update("".join(tracks).encode())
+            if tracks and number % 512 == 0:
+                files.append(folder / tracks[0].rpartition(" ")[0])
         for path in files:
             size, block = path.stat().st_size, 1 << 16
             digest.update(f"{path.name} {size}\n".encode())
@@ -194,21 +181,18 @@ def sha256(path: Path) -> str:
 @contextmanager
 def exclusive_lock(path: Path, message: str) -> Iterator[None]:
     """Hold a lock file, or raise BlockingIOError with the message if another process does."""
-    lock = FileLock(path, timeout=0)
-    try:
+    with ExitStack() as held:
         try:
-            lock.acquire()
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            lock = SoftFileLock(f"{path}.soft", timeout=0)  # a file that names its process
-            lock.acquire()
-    except Timeout:
-        raise BlockingIOError(message) from None
-    try:
+            try:
+                held.enter_context(FileLock(path, timeout=0))
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                # a file that names its process
+                held.enter_context(SoftFileLock(f"{path}.soft", timeout=0))
+        except Timeout:
+            raise BlockingIOError(message) from None
         yield
-    finally:
-        lock.release()
 
 
 # --- downloading --------------------------------------------------------------------------------
@@ -227,7 +211,6 @@ def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
     if source.url.startswith("by hand"):
         raise FetchError(described(source))
     folder, name = source.path.parent, source.url.rpartition("/")[2]
-    url = f"{mirror.rstrip('/')}/{name}" if mirror else source.url
     archive, partial = folder / name, folder / _PARTIAL
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"another download is at work in {folder}: wait until it has ended"
@@ -235,7 +218,7 @@ def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             if not archive.exists():
-                _download(url, source.digest, archive, partial, progress, bool(mirror))
+                _download(source, archive, mirror, progress)
             if archive != source.path:
                 _unpack(archive, source.path, partial / source.path.name)
         finally:
@@ -243,16 +226,14 @@ def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
     return True
 
 
-def _download(
-    url: str, digest: str, path: Path, partial: Path, progress: bool, mirrored: bool
-) -> None:
-    cache = pooch.create(
-        partial, "", registry={path.name: digest or None}, urls={path.name: url}, retry_if_failed=2
-    )
-    hooks = {} if mirrored else {"response": _refuse_elsewhere}
+def _download(source: Source, path: Path, mirror: str, progress: bool) -> None:
+    url = f"{mirror.rstrip('/')}/{path.name}" if mirror else source.url
+    known, urls = {path.name: source.digest or None}, {path.name: url}
+    cache = pooch.create(path.with_name(_PARTIAL), "", registry=known, urls=urls, retry_if_failed=2)
+    hooks = {} if mirror else {"response": _refuse_elsewhere}
     download = pooch.HTTPDownloader(progress, timeout=_TIMEOUT, chunk_size=2**16, hooks=hooks)
     try:
-        if not (mirrored or _is_listed(url)):
+        if not (mirror or _is_listed(url)):
             raise FetchError("not one of the listed hosts over https")
         found = Path(cache.fetch(path.name, downloader=download))
         _check_kind(found)

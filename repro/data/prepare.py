@@ -26,7 +26,7 @@ from scipy import sparse
 
 from repro.config import Profile
 from repro.data import raw
-from repro.data.files import MissingData, find, missing
+from repro.data.files import MissingData, described, find, missing
 from repro.data.raw import BadInput
 
 # Without key, mode and time_signature: distances between their codes mean nothing.
@@ -77,7 +77,7 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     MissingData names all absent files, BadInput the one that cannot be read and where it fails.
     """
     if absent := missing(profile, root):
-        raise MissingData(absent)
+        raise MissingData("\n".join(map(described, absent)))
     read = {"lastfm": _load_lastfm, "spotify": _load_spotify}.get(profile.source, _load_msd)
     facts, broken = {}, {}
     matrix, items, tagged, tracks, sides = read(profile, Path(root), facts, broken)
