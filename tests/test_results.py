@@ -222,9 +222,9 @@ def test_an_unknown_companion_lists_the_known(name):
 
 
 def test_companions_are_read_once_they_are_finished(run, results_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("repro.pipeline.run.ROOT", tmp_path)
+    monkeypatch.setattr("repro.pipeline.run.NOTEBOOKS", tmp_path)
     for name, metadata in {"01_toy": {}, "02_full": {"repro": {"full": True}}}.items():
-        write_json(tmp_path / "notebooks" / f"{name}.ipynb", {"metadata": metadata})
+        write_json(tmp_path / f"{name}.ipynb", {"metadata": metadata})
     Run("01_toy", "smoke+seed1", "cpu").save("toy", x=7)
     folder = results_folder / "smoke+seed1" / "01_toy"
     shutil.copytree(results_folder / "scratch" / "smoke+seed1" / "01_toy", folder)

@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
+from textwrap import indent
 
 from repro.config import ROOT, Profile, data_root, named, results_root
 from repro.data import files
@@ -46,15 +47,6 @@ def _read(path: Path):
     return json.loads(path.read_text("utf-8"))
 
 
-def _files(name: str, root: Path) -> set[Path]:
-    """Return the files with code behind a dotted name such as ``repro.room.module.function``."""
-    if not name.startswith("repro."):
-        return set()
-    paths = [root.joinpath(*name.split(".")[:end]) for end in (1, 2, 3)]
-    paths = [p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in paths]
-    return {path for path in paths if path.exists()} - {root / "repro" / "config.py"}
-
-
 def code_digest(notebook: Path, root: Path = ROOT) -> str:
     """Return a digest of a notebook's code and of every module it imports, however far.
 
@@ -63,15 +55,19 @@ def code_digest(notebook: Path, root: Path = ROOT) -> str:
     cells = [cell for cell in _read(notebook)["cells"] if cell["cell_type"] == "code"]
     code = "\n".join("".join(cell["source"]) for cell in cells)
     sources = {notebook: re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)}  # without magics
-    waiting = list(sources)
+    waiting = [notebook]
     while waiting:
+        names = []  # such as repro.room.module.function
         for node in ast.walk(ast.parse(sources[waiting.pop()])):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 origin = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-                names = [origin + alias.name for alias in node.names]
-                found = {path for name in names for path in _files(name, root)} - {*sources}
-                sources |= {path: path.read_text("utf-8") for path in found}
-                waiting += found
+                names += [origin + alias.name for alias in node.names]
+        parts = [name.split(".") for name in names if name.startswith("repro.")]
+        paths = {root.joinpath(*part[:end]) for part in parts for end in (1, 2, 3)}
+        paths = {p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in paths}
+        found = {path for path in paths if path.exists()} - {root / "repro/config.py", *sources}
+        sources |= {path: path.read_text("utf-8") for path in found}
+        waiting += found
     return _sha(*(sources[path] for path in sorted(sources)))
 
 
@@ -90,9 +86,8 @@ class Pipeline:
         return self.root / self.profile.name
 
     @property
-    def ordinary(self) -> list[str]:
-        """The notebooks that run without being asked for."""
-        return [name for name in self.all if not run.is_full(self.notebooks / f"{name}.ipynb")]
+    def all(self) -> list[str]:
+        return sorted(path.stem for path in self.notebooks.glob("[0-9][0-9]_*.ipynb"))
 
     @property
     def full(self) -> list[str]:
@@ -100,8 +95,9 @@ class Pipeline:
         return [name for name in self.all if run.is_full(self.notebooks / f"{name}.ipynb")]
 
     @property
-    def all(self) -> list[str]:
-        return sorted(path.stem for path in self.notebooks.glob("[0-9][0-9]_*.ipynb"))
+    def ordinary(self) -> list[str]:
+        """The notebooks that run without being asked for."""
+        return [name for name in self.all if name not in self.full]
 
     @property
     def companions(self) -> list[Pipeline]:
@@ -360,12 +356,15 @@ def main(
         return DONE if list_only else REFUSED
     folder = pipeline.root / base  # companions share its lock
     busy = f"another run is at work in {folder}: wait until it has ended, or stop it"
-    command = _command(pipeline, full or chosen[-1] in pipeline.full)
     try:
-        _check_earlier(pipeline, chosen[0])
+        for earlier in takewhile(chosen[0].__ne__, pipeline.ordinary):
+            if pipeline.record(earlier) is None:
+                raise Refused(f"{earlier} has to run before {chosen[0]}")
+            if reason := pipeline.stale(earlier):
+                print(f"Note: {earlier} is not up to date ({reason}); what it made before is used")
         folder.mkdir(parents=True, exist_ok=True)
         with files.exclusive_lock(folder / "lock", busy):
-            return _run_all(work, force, f"What is finished is kept. To go on:  {command}")
+            return _run_all(work, force)
     except (Refused, OSError) as error:
         print(f"Cannot start: {error}")
         return REFUSED
@@ -389,30 +388,12 @@ def _plan_all(pipeline: Pipeline, chosen: list[str], full: bool, force: bool) ->
     return work
 
 
-def _check_earlier(pipeline: Pipeline, first: str) -> None:
-    """Refuse what builds on a notebook that has never run; say what is not up to date."""
-    for earlier in takewhile(first.__ne__, pipeline.ordinary):
-        if pipeline.record(earlier) is None:
-            raise Refused(f"{earlier} has to run before {first}")
-        if reason := pipeline.stale(earlier):
-            print(f"Note: {earlier} is not up to date ({reason}); what it made before is used")
-
-
-def _command(pipeline: Pipeline, full: bool) -> str:
-    command = f"./run_all.sh --profile {pipeline.profile.name}" + " --full" * full
-    if pipeline.device != "auto":
-        command += f" --device {pipeline.device}"
-    if pipeline.profile.source != "world":
-        command += f" --data {shlex.quote(str(data_root()))}"
-    return command
-
-
-def _run_all(work: list, force: bool, again: str) -> int:
+def _run_all(work: list, force: bool) -> int:
     from papermill.exceptions import PapermillExecutionError
 
     from repro.pipeline import report
 
-    title = ""
+    title, again = "", "What is finished is kept: the same command goes on."
     try:
         for part, plan in work:
             for name in plan:
@@ -437,8 +418,8 @@ def _run_all(work: list, force: bool, again: str) -> int:
     except PapermillExecutionError as error:
         print(f"\nFAILED in cell [{error.exec_count}]: {error.ename}: {error.evalue}")
         if error.ename not in USER_ERRORS:
-            trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-            print("\n".join("    " + line for line in trace[-12:]))
+            trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+            print(indent("\n".join(trace.splitlines()[-12:]), "    "))
         print(f"The notebook as far as it came: {part.folder / page}\n{again}")
         return FAILED
     except (DeadKernel, OSError) as error:  # the latter a full disk, as a rule
