@@ -69,7 +69,24 @@ def write_track(folder, track, frames, artist_name="Ann", **more):
     with h5py.File(path, "w") as file:
         file["analysis/segments_timbre"] = frames
         file["metadata/songs"] = np.array([tuple(row.values())], [(name, "S64") for name in row])
-    return path
+
+
+def write_sqlite(path, **tables):
+    """Write tables, each a text of its columns and the rows."""
+    path.unlink(missing_ok=True)
+    with closing(sqlite3.connect(path)) as database, database:
+        for name, (columns, rows) in tables.items():
+            database.execute(f"CREATE TABLE {name} ({columns})")
+            marks = ", ".join("?" * (columns.count(",") + 1))
+            database.executemany(f"INSERT INTO {name} VALUES ({marks})", rows)  # noqa: S608
+
+
+def write_tags(path, tagged):
+    """Write (track, tag, value) rows as ``lastfm_tags.db`` has them."""
+    tracks, tags = (sorted({row[k] for row in tagged}, key=str, reverse=True) for k in (0, 1))
+    values = [(tracks.index(track) + 1, tags.index(tag) + 1, v) for track, tag, v in tagged]
+    tables = {"tids": ("tid TEXT", zip(tracks)), "tags": ("tag TEXT", zip(tags))}
+    write_sqlite(path, **tables, tid_tag=("tid INT, tag INT, val FLOAT", values))
 
 
 def write_msd(folder):
@@ -83,27 +100,10 @@ def write_msd(folder):
     with h5py.File(folder / "msd_summary_file.h5", "w") as file:
         file["metadata/songs"] = np.array([(0.5,), (np.nan,)], [("song_hotttnesss", "f8")])
         file["analysis/songs"] = np.array([("TRAAB06",), ("TRAAB01",)], [("track_id", "S32")])
-    with closing(sqlite3.connect(folder / "track_metadata.db")) as db, db:
-        db.execute("CREATE TABLE songs (track_id, title, song_id, artist_id, artist_name)")
-        db.executemany("INSERT INTO songs VALUES (?, ?, ?, ?, ?)", SONGS)
+    columns = "track_id, title, song_id, artist_id, artist_name"
+    write_sqlite(folder / "track_metadata.db", songs=(columns, SONGS))
     write_tags(folder / "lastfm_tags.db", TAGGED)
     return folder
-
-
-def write_tags(path, tagged):
-    """Write (track, tag, value) rows as ``lastfm_tags.db`` has them."""
-    path.unlink(missing_ok=True)
-    tracks, tags = (sorted({row[k] for row in tagged}, key=str, reverse=True) for k in (0, 1))
-    with closing(sqlite3.connect(path)) as db, db:
-        db.execute("CREATE TABLE tids (tid TEXT)")
-        db.execute("CREATE TABLE tags (tag TEXT)")
-        db.execute("CREATE TABLE tid_tag (tid INT, tag INT, val FLOAT)")
-        db.executemany("INSERT INTO tids VALUES (?)", [(t,) for t in tracks])
-        db.executemany("INSERT INTO tags VALUES (?)", [(t,) for t in tags])
-        db.executemany(
-            "INSERT INTO tid_tag VALUES (?, ?, ?)",
-            [(tracks.index(track) + 1, tags.index(tag) + 1, v) for track, tag, v in tagged],
-        )
 
 
 def write_subset(folder):
@@ -138,49 +138,46 @@ def in_the_form_of(source, world, folder):
     ``spotify`` has for its descriptors the mean of the first ten coefficients of a track.
     """
     folder.mkdir()
-    if source != "spotify":
-        for path in world.iterdir():
-            if not (path.name == "msd" and source == "subset"):
-                (folder / path.name).symlink_to(path)
+    if source == "spotify":
+        (folder / "world.json").symlink_to(world / "world.json")  # it is synthetic, and says so
+        write_tables(world, folder)
+        return folder
+    for path in world.iterdir():
+        (folder / path.name).symlink_to(path)
     if source == "subset":
+        (folder / "msd").unlink()
         for i, path in enumerate(sorted(world.glob("msd/?/?/?/*.h5"))):
             copy = folder / "MillionSongSubset" / path.relative_to(world / "msd")
             copy.parent.mkdir(parents=True, exist_ok=True)
             if i % 5:
                 copy.symlink_to(path)
-    if source == "spotify":
-        (folder / "world.json").symlink_to(world / "world.json")  # it is synthetic, and says so
-        _write_tables(world, folder)
     return folder
 
 
-def _write_tables(world, folder):
-    with closing(sqlite3.connect(world / "track_metadata.db")) as db:
-        about = db.execute("SELECT track_id, song_id, artist_name, title FROM songs").fetchall()
-    with closing(sqlite3.connect(world / "lastfm_tags.db")) as db:
-        tagged = dict(
-            db.execute(
-                "SELECT tids.tid, GROUP_CONCAT(REPLACE(LOWER(tags.tag), ' ', '_'), ', ')"
-                " FROM tid_tag"
-                " JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag"
-                " GROUP BY tids.tid"
-            )
-        )
+def write_tables(world, folder):
+    """Write a synthetic world's tracks and listening as two tables."""
+    with closing(sqlite3.connect(world / "track_metadata.db")) as database:
+        database.execute("ATTACH ? AS lastfm", [str(world / "lastfm_tags.db")])
+        tracks = database.execute(
+            "SELECT track_id, song_id, title, artist_name, IFNULL(said, '') FROM songs LEFT JOIN"
+            " (SELECT tids.tid, GROUP_CONCAT(REPLACE(LOWER(tags.tag), ' ', '_'), ', ') AS said"
+            " FROM tid_tag JOIN tids ON tids.ROWID = tid_tag.tid"
+            " JOIN tags ON tags.ROWID = tid_tag.tag GROUP BY tids.tid)"
+            " ON tid = track_id ORDER BY track_id"
+        ).fetchall()
     rows, track_of = [], {}
-    for track, song, artist, title in sorted(about):
+    for track, song, *about in tracks:
         with h5py.File(world.joinpath("msd", *track[2:5], f"{track}.h5")) as file:
             frames = file["analysis/segments_timbre"][:]
         if len(frames):
             track_of.setdefault(song, track)
-            rows.append((track, title, artist, tagged.get(track, ""), *frames[:, :10].mean(0)))
+            rows.append((track, *about, *frames[:, :10].mean(0)))
     names = ["track_id", "name", "artist", "tags", *DESCRIPTORS.split(",")]
     pl.DataFrame(rows, names, orient="row").write_csv(folder / "Music Info.csv")
+    names = ["user_id", "track_id", "playcount"]
     plays = pl.read_csv(
-        world / "train_triplets.txt",
-        separator="\t",
-        has_header=False,
-        new_columns=["user_id", "song", "playcount"],
+        world / "train_triplets.txt", separator="\t", has_header=False, new_columns=names
     )
-    plays = plays.with_columns(track_id=pl.col("song").replace_strict(track_of, default=None))
+    plays = plays.with_columns(pl.col("track_id").replace_strict(track_of, default=None))
     plays = plays.drop_nulls().select("track_id", "user_id", "playcount")
     plays.write_csv(folder / "User Listening History.csv")

@@ -3,12 +3,12 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -18,57 +18,51 @@ from repro.pipeline import run, runner
 
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 COMMAND = [sys.executable, "-W", "ignore", "-m", "repro", "--profile", "smoke", "--device", "cpu"]
-NOTEBOOKS = "0[1-6]*"
+RECORDS = f"smoke/0[1-6]*/{run.RECORD}"
 
 
 def start(root, log):
     environment = os.environ | {"REPRO_RESULTS": str(root), "REPRO_CHECKPOINT_SECONDS": "0"}
-    environment |= {"OMP_NUM_THREADS": "1"}  # as the undisturbed run
     environment["OMP_NUM_THREADS"] = "1"  # as the run that it is compared with
-    return subprocess.Popen(COMMAND, env=environment, cwd=ROOT, stdout=log, stderr=log)
+    with log.open("ab") as file:
+        return subprocess.Popen(COMMAND, env=environment, cwd=ROOT, stdout=file, stderr=file)
 
 
 def digests(root):
     """Return the digest of every artefact, table and figure, by name."""
     return {
         f"{path.parts[-3]}/{name}": sha
-        for path in sorted((root / "smoke").glob(f"{NOTEBOOKS}/{run.RECORD}"))
+        for path in root.glob(RECORDS)
         for name, sha in json.loads(path.read_text())["outputs"].items()
         if "/" in name
     }
 
 
-def disturbed(root, kills, seed, longest):
-    """Run, killing after random times, until so many kills have hit; then let it end."""
-    draw, hit, log = random.Random(seed), {s.name: 0 for s in SIGNALS}, root / "log"
+def hits(whole_run, root, kills, seed, longest):
+    """Run, killing after random times, until so many kills have hit; then let it end.
+
+    Returns how often each signal has hit; the results must be those of the undisturbed run.
+    """
+    draw, hit, log = random.Random(seed), dict.fromkeys(SIGNALS, 0), root / "log"
     while sum(hit.values()) < kills:
-        with log.open("ab") as file:
-            process = start(root, file)
-            try:
-                process.wait(draw.uniform(0.2, longest))
-            except subprocess.TimeoutExpired:
-                chosen = draw.choice(SIGNALS)
-                process.send_signal(chosen)
-                process.wait(60)
-                hit[chosen.name] += 1
-            else:  # it had ended: the next one begins again
-                assert process.returncode == 0, log.read_text()[-2000:]
-                records = sorted((root / "smoke").glob(f"{NOTEBOOKS}/{run.RECORD}"))
-                draw.choice(records).unlink()
-    with log.open("ab") as file:
-        assert start(root, file).wait(600) == 0, log.read_text()[-2000:]
-    return hit
-
-
-def same_after(whole_run, root, kills, seed, longest=14.0):
-    """Return how often each signal has hit a run that ended as the undisturbed one did."""
-    hit = disturbed(root, kills, seed, longest)
+        process = start(root, log)
+        try:
+            process.wait(draw.uniform(0.2, longest))
+        except subprocess.TimeoutExpired:
+            chosen = draw.choice(SIGNALS)
+            process.send_signal(chosen)
+            process.wait(60)
+            hit[chosen] += 1
+        else:  # it had ended: the next one begins again
+            assert process.returncode == 0, log.read_text()[-2000:]
+            draw.choice(sorted(root.glob(RECORDS))).unlink()
+    assert start(root, log).wait(600) == 0, log.read_text()[-2000:]
     found, expected = digests(root), digests(whole_run)
     different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
     assert expected and not different
     left = [p for p in (root / "smoke").rglob("*") if "partial" in p.name]
     assert not left and not list(root.glob(f"smoke/*/{run.KEPT}"))
-    return hit
+    return hit.values()
 
 
 @pytest.mark.fault(
@@ -80,15 +74,13 @@ def test_a_few_kills(whole_run, tmp_path):
     shutil.copytree(whole_run / "smoke", tmp_path / "smoke")
     for name in ("03_tag_pretraining", "05_baselines"):
         shutil.rmtree(tmp_path / "smoke" / name)
-    assert sum(same_after(whole_run, tmp_path, 5, 1, longest=9.0).values()) == 5
+    assert sum(hits(whole_run, tmp_path, 5, 1, longest=9.0)) == 5
 
 
 @pytest.mark.long
 def test_fifty_kills(whole_run, tmp_path):
-    began = time.time()
-    hit = same_after(whole_run, tmp_path, 50, 2)
-    print(f"{hit} in {time.time() - began:.0f} s")
-    assert sum(hit.values()) == 50 and min(hit.values()) > 5
+    hit = hits(whole_run, tmp_path, 50, 2, longest=14.0)
+    assert sum(hit) == 50 and min(hit) > 5
 
 
 @pytest.mark.fault("a second run into the same results", "refused in one line; the first goes on")
@@ -104,6 +96,7 @@ def test_a_second_run_is_refused_while_the_first_is_at_work(results_folder, caps
 @pytest.mark.fault("SIGTERM, from a batch system perhaps", "stops, saying how to go on")
 def test_sigterm_stops_a_run_and_its_kernel(tmp_path):
     log = tmp_path / "log"
+<<<<<<< HEAD
     with log.open("wb") as file:
         process = start(tmp_path, file)
         while "01_data_prep ..." not in log.read_text():
@@ -113,30 +106,35 @@ def test_sigterm_stops_a_run_and_its_kernel(tmp_path):
         # Where the signal met an exec, as of a dataclass, Python ends as by SIGINT: 130 to a shell.
         assert process.wait(60) in (130, -signal.SIGINT)
     assert "the same command goes on" in log.read_text()
+=======
+    process = start(tmp_path, log)
+    while "01_data_prep ..." not in log.read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    # Where the signal met an exec, as of a dataclass, Python ends as by SIGINT: 130 to a shell.
+    assert process.wait(60) in (130, -signal.SIGINT)
+    assert "To go on:  ./run_all.sh --profile smoke" in log.read_text()
+>>>>>>> 3f05452 (tests: folders.py, test_datasets.py and test_kills.py shorter)
 
 
 @pytest.mark.fault("the disk is full", "stops, naming the file; what it had before stays")
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     """A limit on the size of a file stands in for the disk: the write fails in the same place."""
-    program = (
-        "import resource, signal, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from pathlib import Path\n"
-        f"from {write_atomically.__module__} import write_atomically\n"
-        "with write_atomically(Path(sys.argv[1])) as file:\n"
-        "    file.write(bytes(1_000_000))\n"
-    )
-    path = tmp_path / "out.npz"
+    path, limits = tmp_path / "out.npz", resource.getrlimit(resource.RLIMIT_FSIZE)
     path.write_bytes(b"before")
-    done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].endswith(f"'{path}'")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))  # Python ignores SIGXFSZ
+    try:
+        with pytest.raises(OSError, match=f"'{path}'"), write_atomically(path) as file:
+            file.write(bytes(1_000_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["out.npz"]
 
 
 @pytest.mark.fault("results that cannot be written", "refused before any work")
 def test_results_that_cannot_be_written_are_refused(monkeypatch, tmp_path, capsys):
-    in_the_way = Path(tmp_path / "file")
+    in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     monkeypatch.setenv("REPRO_RESULTS", str(in_the_way))
     assert runner.main("smoke") == runner.REFUSED
