@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from functools import partial
-from itertools import islice
+from itertools import pairwise, starmap
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import nn
@@ -24,44 +23,31 @@ _OPTIMISERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam, "sgd": 
 class TagNetwork(nn.Module):
     """Fully connected ReLU layers with dropout, and one logistic output per tag (ISMIR sec. 3.1).
 
-    Parameters
-    ----------
-    inputs, tags : int
-        J codewords and the size of the vocabulary.
-    hidden : sequence of int
-        Widths of the hidden layers; without any it is logistic regression.
-    dropout : float
-        Share of hidden units dropped.
-    scale : float
-        What inputs are multiplied by.
-    authors : bool
-        Weights and biases from N(0, 0.01^2), and one dropout mask per mini-batch (authors' code:
-        deep_tagging).
+    From J ``inputs``, multiplied by ``scale``, to logits of the ``tags`` by way of layers of the
+    widths ``hidden``; without any it is logistic regression. A share ``dropout`` of the hidden
+    units is dropped. With ``authors`` a mini-batch has one dropout mask, and weights and biases are
+    from N(0, 0.01^2), as in their code (deep_tagging); the signal of an l1-normalised histogram
+    then fades by a factor of some four per layer, and training starts from a plateau.
     """
 
-    def __init__(
-        self, inputs: int, hidden, tags: int, dropout: float, scale: float = 1.0, authors=False
-    ):
+    def __init__(self, inputs: int, hidden, tags: int, dropout: float, scale=1.0, authors=False):
         super().__init__()
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
-        widths = [inputs, *hidden]
-        self.layers = nn.ModuleList(map(nn.Linear, widths[:-1], widths[1:]))
-        self.output = nn.Linear(widths[-1], tags)
         self.dropout, self.authors = dropout, authors
-        for layer in [*self.layers, self.output]:
+        *layers, self.output = starmap(nn.Linear, pairwise([inputs, *hidden, tags]))
+        self.layers = nn.ModuleList(layers)
+        for layer in [*layers, self.output]:
             if authors:
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.normal_(layer.bias, std=0.01)
             else:
-                # With N(0, 0.01^2) the signal of an l1-normalised histogram fades by a factor of
-                # some four per layer, and training starts from a plateau.
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
     def hidden(self, x: torch.Tensor, depth: int | None = None) -> torch.Tensor:
         """Return the last hidden layer h, n x 1200, or that at a ``depth`` from one up."""
         x = x * self.scale
-        for layer in islice(self.layers, depth):
+        for layer in list(self.layers)[:depth]:
             x = F.relu(layer(x))
             if self.training and self.dropout:
                 # The authors mask before the ReLU, which is the same: relu(m a) = m relu(a).
@@ -80,11 +66,8 @@ class TagNetwork(nn.Module):
 
 
 def dropout_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
-    """Return True with probability 1 - ``dropout`` for every element of ``x``.
-
-    Sixteen random bits per element; PyTorch's own dropout draws ten times as long on a CPU, which
-    a batch of 100 feels.
-    """
+    """Return True with probability 1 - ``dropout`` for every element of ``x``."""
+    # Sixteen random bits each: PyTorch's own takes ten times as long on a CPU, which a batch feels.
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
     bits = words.random_(-(2**63), None).view(torch.int16)[: x.numel()].view_as(x)
     return bits >= round(dropout * 2**16) - 2**15
@@ -96,6 +79,13 @@ def tag_loss(logits: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:
     The paper writes the sum; the authors' code takes this mean, to which AdaGrad's step is blind.
     """
     return F.binary_cross_entropy_with_logits(logits, tags)
+
+
+def _mean_length(histograms: np.ndarray, tags: sp.csr_matrix) -> float:
+    """Return the mean l2 norm of the histograms, of which every row of tags must have one."""
+    if len(histograms) != tags.shape[0]:
+        raise ValueError(f"{len(histograms)} histograms for {tags.shape[0]} rows of tags")
+    return float(np.linalg.norm(histograms, axis=1).mean()) or 1.0
 
 
 def train(
@@ -120,17 +110,14 @@ def train(
 
     Parameters
     ----------
-    hidden, dropout
-        See :class:`TagNetwork`.
+    hidden, dropout, authors
+        See :class:`TagNetwork`; the authors' variant also takes the songs in the order given.
     optimiser : str
         ``"adagrad"``, ``"adam"`` or ``"sgd"`` (without momentum).
-    authors : bool
-        The authors' variant: see :class:`TagNetwork`, and the songs in the order given.
     scale_input : bool
-        Multiply all histograms by one number that makes their mean l2 norm one. Those of some
-        hundred frames over 1,024 codewords have one near 0.2, from which AdaGrad's steps of
-        fixed size take tens of thousands of batches to reach a useful first layer: the authors
-        had 186,000, a small collection has few.
+        Multiply all histograms by one number that makes their mean l2 norm one. It is near 0.2
+        for some hundred frames over 1,024 codewords, from where AdaGrad's steps of fixed size take
+        tens of thousands of batches to a useful first layer: the authors had 186,000.
     watch : (histograms, tags), optional
         Songs whose loss is recorded after every epoch; the training takes no notice of it.
     checkpoint : optional
@@ -139,15 +126,12 @@ def train(
     Returns
     -------
     TagNetwork, in evaluation mode
-    DataFrame
-        One row per epoch: ``epoch``, ``training`` (mean loss of its batches, with dropout) and
-        ``held out`` (loss of ``watch``, without).
+    DataFrame, one row per epoch: ``epoch``, ``training`` (mean loss of its batches, with dropout)
+        and ``held out`` (loss of ``watch``, without).
     """
-    if len(histograms) != tags.shape[0]:
-        raise ValueError(f"{len(histograms)} histograms for {tags.shape[0]} rows of tags")
+    length = _mean_length(histograms, tags)
     torch.manual_seed(seed)
-    length = float(np.linalg.norm(histograms, axis=1).mean())
-    scale = 1.0 / length if scale_input and length else 1.0
+    scale = 1.0 / length if scale_input else 1.0
     net = TagNetwork(histograms.shape[1], hidden, tags.shape[1], dropout, scale, authors).to(device)
     settings = {"lr": learning_rate, "fused": device == "cpu"}
     if authors and optimiser == "adagrad":
@@ -155,27 +139,15 @@ def train(
     optimiser = _OPTIMISERS[optimiser](net.parameters(), **settings)
     x = torch.from_numpy(np.ascontiguousarray(histograms, dtype=np.float32))
     y = torch.from_numpy(tags.astype(bool).toarray())
-    rng = np.random.default_rng(seed)
-    generator = torch.default_generator  # of the dropout
-    if device != "cpu":
-        generator = torch.cuda.default_generators[torch.device(device).index or 0]
-    curve = []
-
-    def state():
-        return {
-            "network": net.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "dropout": generator.get_state(),
-            "order": json.dumps(rng.bit_generator.state),
-            "curve": curve,
-        }
-
+    rng, curve = np.random.default_rng(seed), []
+    of_dropout = torch if device == "cpu" else torch.cuda
     if checkpoint is not None and (kept := checkpoint.load()) is not None:
         net.load_state_dict(kept["network"])
         optimiser.load_state_dict(kept["optimiser"])
-        generator.set_state(kept["dropout"])
-        rng.bit_generator.state = json.loads(kept["order"])
+        of_dropout.set_rng_state(kept["dropout"])
         curve = kept["curve"]
+    for _ in curve:  # what was drawn before
+        rng.permutation(len(x))
     for epoch in progress(range(len(curve) + 1, epochs + 1)):
         net.train()
         losses = []
@@ -188,30 +160,30 @@ def train(
             losses.append(loss.detach())
         row = {"epoch": epoch, "training": float(torch.stack(losses).mean(dtype=torch.float64))}
         if watch is not None:
-            logits = predict(net, watch[0])
             truth = torch.from_numpy(watch[1].toarray()).float()
-            row["held out"] = float(tag_loss(torch.from_numpy(logits), truth))
+            row["held out"] = float(tag_loss(torch.from_numpy(predict(net, watch[0])), truth))
         curve.append(row)
         if checkpoint is not None:
-            checkpoint.save(state)
+            state = {"network": net.state_dict(), "optimiser": optimiser.state_dict()}
+            state |= {"dropout": of_dropout.get_rng_state(), "curve": curve}
+            checkpoint.save(lambda state=state: state)
     return net.eval(), pd.DataFrame(curve)
 
 
 def restore(arrays: dict) -> TagNetwork:
     """Return the network whose :meth:`TagNetwork.arrays` these are, in evaluation mode."""
     state = {name.replace("_", "."): torch.as_tensor(x) for name, x in arrays.items()}
-    depth = sum(name.startswith("layers") for name in state) // 2
-    shapes = [state[f"layers.{n}.weight"].shape for n in range(depth)]
-    shapes.append(state["output.weight"].shape)
-    net = TagNetwork(shapes[0][1], [units for units, _ in shapes[:-1]], shapes[-1][0], dropout=0.0)
+    # Each layer has two arrays, the output as well, and there is the scale.
+    hidden = [len(state[f"layers.{n}.bias"]) for n in range(len(state) // 2 - 1)]
+    inputs = state["layers.0.weight" if hidden else "output.weight"].shape[1]
+    net = TagNetwork(inputs, hidden, len(state["output.bias"]), dropout=0.0)
     net.load_state_dict(state)
     return net.eval()
 
 
 @torch.no_grad()
 def _in_blocks(net: TagNetwork, histograms: np.ndarray, layer: Callable) -> np.ndarray:
-    net.eval()
-    device = net.output.weight.device
+    device = net.eval().output.weight.device
     x = torch.from_numpy(np.ascontiguousarray(histograms, dtype=np.float32))
     return np.concatenate([layer(block.to(device)).cpu().numpy() for block in x.split(4096)])
 
@@ -222,14 +194,11 @@ def predict(net: TagNetwork, histograms: np.ndarray) -> np.ndarray:
 
 
 def hidden_layer(net: TagNetwork, histograms: np.ndarray, layer: int = -1) -> np.ndarray:
-    """Return h, n x F, a hidden layer without dropout; the last one is the content of eq. (2).
-
-    That of a network without any is the histogram itself.
-    """
-    if not net.layers:
+    """Return h, n x F, a hidden layer without dropout; the last one is the content of eq. (2)."""
+    if not net.layers:  # the histogram itself
         return np.asarray(histograms, dtype=np.float32)
     depth = range(1, len(net.layers) + 1)[layer]
-    return _in_blocks(net, histograms, partial(net.hidden, depth=depth))
+    return _in_blocks(net, histograms, lambda x: net.hidden(x, depth))
 
 
 def logistic(
@@ -237,23 +206,16 @@ def logistic(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Fit an l2-penalised logistic regression to each tag: the cheap rival of the network.
 
-    Histograms (n x J) are multiplied by one number that makes their mean l2 norm one, lest
-    ``penalty`` mean something else for every J: it is that of ``penalty / 2 ||w||^2``, added to
-    the loss summed over songs; the intercept is free. A tag (of n x tags) of all songs or of none
-    has constant log-odds, counting half a song of the other kind.
-
-    Returns
-    -------
-    callable
-        From histograms, m x J, to logits, m x tags, float32.
+    The result is a function from histograms (m x J) to logits (m x tags) in float32. Histograms
+    (n x J) are multiplied by one number that makes their mean l2 norm one, lest ``penalty`` mean
+    something else for every J: it is that of ``penalty / 2 ||w||^2``, added to the loss summed
+    over songs; the intercept is free. A tag (of n x tags) of all songs or of none has constant
+    log-odds, counting half a song of the other kind.
     """
-    if len(histograms) != tags.shape[0]:
-        raise ValueError(f"{len(histograms)} histograms for {tags.shape[0]} rows of tags")
-    length = float(np.linalg.norm(histograms, axis=1).mean()) or 1.0
+    length = _mean_length(histograms, tags)
     x, y = sp.csr_matrix(histograms, dtype=np.float64) / length, tags.toarray() > 0
     weight = np.zeros((y.shape[1], histograms.shape[1]), np.float32)
-    share = np.clip(y.mean(0), 0.5 / len(y), 1 - 0.5 / len(y))
-    intercept = np.log(share / (1 - share)).astype(np.float32)
+    intercept = logit(np.clip(y.mean(0), 0.5 / len(y), 1 - 0.5 / len(y))).astype(np.float32)
 
     def fit(tag):
         model = LogisticRegression(C=1.0 / penalty, max_iter=500).fit(x, y[:, tag])
@@ -268,11 +230,8 @@ def per_tag(logits: np.ndarray, tags: sp.csr_matrix, annotate: int = 20, correct
 
     Each song is given its ``annotate`` best tags by probability minus ``correction`` times the
     tag's mean probability over the songs. AROC and average precision rank songs within a tag.
-
-    Returns
-    -------
-    DataFrame, indexed by tag: ``songs`` (that have the tag), ``Prec``, ``Recall``, ``AROC``,
-    ``AP``; the last three are NaN for a tag on no song or, for ``AROC``, on all.
+    The DataFrame has one row per tag: ``songs`` (that have it), ``Prec``, ``Recall``, ``AROC`` and
+    ``AP``, of which the last three are NaN for a tag on no song or, for ``AROC``, on all.
     """
     if not len(logits):
         raise ValueError("no song to judge: test_min_tags is too high, or no tagged test track")
@@ -285,17 +244,14 @@ def per_tag(logits: np.ndarray, tags: sp.csr_matrix, annotate: int = 20, correct
     hits, songs = (given & truth).sum(0), truth.sum(0)
     frame = pd.DataFrame({"songs": songs, "Prec": hits / np.maximum(given.sum(0), 1)})
     frame["Recall"] = hits / np.where(songs > 0, songs, np.nan)
-    frame[["AROC", "AP"]] = np.nan
-    for tag in np.flatnonzero(songs):
-        if songs[tag] < len(truth):
-            frame.loc[tag, "AROC"] = roc_auc_score(truth[:, tag], score[:, tag])
-        frame.loc[tag, "AP"] = average_precision_score(truth[:, tag], score[:, tag])
+    tags = list(zip(truth.T, score.T, strict=True))
+    frame["AROC"] = [roc_auc_score(y, s) if 0 < y.sum() < len(y) else np.nan for y, s in tags]
+    frame["AP"] = [average_precision_score(y, s) if y.any() else np.nan for y, s in tags]
     return frame.rename_axis("tag")
 
 
 def summary(per_tag: pd.DataFrame) -> pd.Series:
     """Return the paper's Table 1 row: means over tags; F is that of the two means."""
-    precision, recall = per_tag["Prec"].mean(), per_tag["Recall"].mean()
+    precision, recall, aroc, ap = per_tag[["Prec", "Recall", "AROC", "AP"]].mean()
     f = 2 * precision * recall / max(precision + recall, 1e-12)
-    areas = {"AROC": per_tag["AROC"].mean(), "MAP": per_tag["AP"].mean()}
-    return pd.Series({"Prec": precision, "Recall": recall, "F": f} | areas)
+    return pd.Series({"Prec": precision, "Recall": recall, "F": f, "AROC": aroc, "MAP": ap})
