@@ -15,13 +15,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-TEXTS = "song_id", "artist_id", "artist_name", "title"
-_NOT_AS_EXPECTED = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError,
-                    MemoryError)  # fmt: skip
+TIMBRE_DIM = 12
 
 
-class BrokenFile(Exception):
-    """A file cannot be read as expected; the message is libhdf5's, or says what became of it."""
+class BadInput(ValueError):
+    """An input is there but is not what it should be; the message names the file and the place."""
 
 
 class _Worker:
@@ -29,14 +27,14 @@ class _Worker:
 
     def __init__(self):
         self._pipe, theirs = Pipe()
-        number = theirs.fileno()
-        command = [sys.executable, "-P", __file__, str(number)]
-        # quiet, since libhdf5 has something to say as it aborts
-        self.process = subprocess.Popen(command, pass_fds=[number], stderr=subprocess.DEVNULL)
-        theirs.close()
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, "-P", __file__, str(number)]
+            # quiet, since libhdf5 has something to say as it aborts
+            self.process = subprocess.Popen(command, pass_fds=[number], stderr=subprocess.DEVNULL)
         self._ahead = None
 
-    def ask(self, question: tuple[str, str], ahead: tuple[str, str] | None) -> np.ndarray | str:
+    def ask(self, question: tuple[str, str], ahead: tuple[str, str] | None):
         if self._ahead not in (None, question):
             self._pipe.recv()
         if self._ahead != question:
@@ -54,12 +52,11 @@ class _Worker:
 _worker: _Worker | None = None
 
 
-def read(reader: str, path: Path, ahead: Path | None = None) -> np.ndarray:
-    """Return what one of :data:`READERS` finds in a file, or raise BrokenFile.
+def read(reader: str, path: Path, ahead: Path | None = None):
+    """Return what one of :data:`READERS` finds in a file; BadInput says why there is nothing.
 
-    ``"timbre"`` gives float32, shape (frames, dimensions); ``"metadata"`` the texts of a track, one
-    for each of :data:`TEXTS` and its hotttnesss; ``"hotness"`` rows (track, hot). ``ahead`` is the
-    file that will be asked for next: it is read while the caller works on this one.
+    ``ahead`` is the file that will be asked for next: it is read while the caller works on this
+    one.
     """
     global _worker
     for _ in range(2):  # whatever else may have ended the process, ends it once
@@ -67,54 +64,59 @@ def read(reader: str, path: Path, ahead: Path | None = None) -> np.ndarray:
         try:
             # as strings: a Path takes longer to send
             found = _worker.ask((reader, str(path)), (reader, str(ahead)) if ahead else None)
+            break
         except BaseException as error:  # interrupted, its answer must not be taken for the next
-            signalled, _worker, ahead = _worker.end(), None, None
+            found = f"libhdf5 was ended by signal {_worker.end()} while it read the file"
+            _worker = ahead = None
             if not isinstance(error, OSError | EOFError):
                 raise
-            continue
-        if isinstance(found, str):
-            raise BrokenFile(found)
-        return found
-    raise BrokenFile(f"libhdf5 was ended by signal {signalled} while it read the file")
+    if isinstance(found, str):
+        raise BadInput(f"{path}: expected {READERS[reader][1]}; {found}")
+    return found
 
 
 # --- the other process --------------------------------------------------------------------------
 
 
 def _timbre(file: h5py.File) -> np.ndarray:
-    return file["analysis/segments_timbre"][()].astype(np.float32)
+    frames = file["analysis/segments_timbre"][()].astype(np.float32)
+    if frames.ndim != 2 or frames.shape[1] != TIMBRE_DIM:
+        raise ValueError(f"found {frames.shape}")
+    if not np.isfinite(frames).all():
+        raise ValueError("found values that are not finite")
+    return frames
 
 
-def _metadata(file: h5py.File) -> np.ndarray:
+def _metadata(file: h5py.File) -> dict[str, str | float]:
     row = file["metadata/songs"][0]
     there = row.dtype.names
-    texts = [row[name].decode("utf8", "replace") if name in there else "" for name in TEXTS]
-    hot = float(row["song_hotttnesss"]) if "song_hotttnesss" in there else np.nan
-    return np.array([*texts, str(hot)])
+    names = "song_id", "artist_id", "artist_name", "title"
+    texts = {n: row[n].decode("utf8", "replace") if n in there else "" for n in names}
+    return texts | {"hot": float(row["song_hotttnesss"]) if "song_hotttnesss" in there else np.nan}
 
 
 def _hotness(file: h5py.File) -> np.ndarray:
     hot = file["metadata/songs"].fields("song_hotttnesss")[()]
-    found = np.empty(len(hot), [("track", "S32"), ("hot", "f8")])
-    found["track"], found["hot"] = file["analysis/songs"].fields("track_id")[()], hot
-    return found
+    tracks = file["analysis/songs"].fields("track_id")[()]
+    return np.rec.fromarrays([tracks, hot], dtype=[("track", "S32"), ("hot", "f8")])
 
 
-READERS = {"timbre": _timbre, "metadata": _metadata, "hotness": _hotness}
+# What each reader of a file expects there.
+READERS = {
+    "timbre": (_timbre, f"analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"),
+    "metadata": (_metadata, "a row in metadata/songs"),
+    "hotness": (_hotness, "metadata/songs with song_hotttnesss, analysis/songs with track_id"),
+}
 
-
-def _serve(pipe: Connection) -> None:
+if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its caller, when the pipe closes
+    pipe = Connection(int(sys.argv[1]))
     with suppress(EOFError, ConnectionError):
         while True:
             reader, path = pipe.recv()
             try:
                 with h5py.File(path, "r", locking=False) as file:
-                    found = READERS[reader](file)
-            except _NOT_AS_EXPECTED as error:
+                    found = READERS[reader][0](file)
+            except Exception as error:  # whatever it is, the file is not as expected
                 found = str(error)
             pipe.send(found)
-
-
-if __name__ == "__main__":
-    _serve(Connection(int(sys.argv[1])))

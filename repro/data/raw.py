@@ -20,15 +20,12 @@ import numpy as np
 import polars as pl
 
 from repro.data import hdf5
+from repro.data.hdf5 import BadInput
 
-TIMBRE_DIM = 12
+TIMBRE_DIM = hdf5.TIMBRE_DIM
 # What comes up from a file that cannot be opened or an archive that is damaged or encrypted.
 _BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError,
            struct.error, zlib.error, zipfile.BadZipFile)  # fmt: skip
-
-
-class BadInput(ValueError):
-    """An input is there but is not what it should be; the message names the file and the place."""
 
 
 # --- text ---------------------------------------------------------------------------------------
@@ -50,14 +47,11 @@ def history(path: Path) -> pl.DataFrame:
 
 
 def _pairs(path: Path, names: tuple[str, ...], separator: str, header: bool) -> pl.DataFrame:
-    count, told = names[2], separator.join(names)
+    count = names[2]
     try:
         with _opened(path) as file:
-            first = file.readline()
-            plain = first.decode("utf-8-sig", "replace").replace('"', "").rstrip("\r\n")
-            if header and plain != told:
-                raise BadInput(f"{path}, line 1: expected {told!r}, found {_shown(first)}")
-            quoted = re.match(rb'"[^"]*"[,\t]|[^,\t]*[,\t]"', file.readline() if header else first)
+            head = file.readline() if header else b""
+            quoted = re.match(rb'"[^"]*"[,\t]|[^,\t]*[,\t]"', file.readline())
         with _opened(path) as file:
             table = pl.read_csv(
                 # An error of the archive must not come up through polars, which would abort.
@@ -69,18 +63,27 @@ def _pairs(path: Path, names: tuple[str, ...], separator: str, header: bool) -> 
                 schema={name: pl.Categorical for name in names} | {count: pl.Int32},
                 ignore_errors=True,
             )
-        if table.height and not sum(table.null_count().row(0)) and (table[count] > 0).all():
-            return table
     except pl.exceptions.PolarsError:
-        pass
-    except BadInput:
-        raise
+        table = pl.DataFrame()
     except _BROKEN as error:
         raise BadInput(f"{path}: broken, cut short or not there; {error}") from error
+    told = separator.join(names)
+    if header and told != head.decode("utf-8-sig", "replace").replace('"', "").rstrip("\r\n"):
+        raise BadInput(f"{path}, line 1: expected {told!r}, found {_shown(head)}")
+    if table.height and not sum(table.null_count().row(0)) and (table[count] > 0).all():
+        return table
+
     # polars does not tell the line
-    _name_line(path, names, separator, header, '"?' if quoted else "")
-    said = told.replace("\t", " <TAB> ")
-    raise BadInput(f"{path}: expected lines of {said}, found none")
+    name, mark = f"[^{separator}\r\n]+{separator}", '"?' if quoted else ""
+    right = re.compile(rf"{name}{name}{mark}0*[1-9][0-9]{{0,8}}{mark}\r?\n?")
+    said = separator.replace("\t", " <TAB> ")
+    wanted = said.join((*names[:2], "positive integer"))
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            fits = right.fullmatch(line.decode("utf8", "replace").replace("\ufffd", "\n"))
+            if not fits and number > header:
+                raise BadInput(f"{path}, line {number}: expected {wanted}, found {_shown(line)}")
+    raise BadInput(f"{path}: expected lines of {said.join(names)}, found none")
 
 
 def _opened(path: Path):
@@ -90,18 +93,6 @@ def _opened(path: Path):
 
 def _shown(line: bytes) -> str:
     return repr(line[:100].decode("utf8", "replace").rstrip("\r\n"))
-
-
-def _name_line(path: Path, names: tuple, separator: str, header: bool, mark: str) -> None:
-    """Raise an error that names the first line which is not as it should be."""
-    expected = separator.replace("\t", " <TAB> ").join((*names[:2], "positive integer"))
-    field = f"[^{separator}\r\n]+{separator}"
-    right = re.compile(rf"{field}{field}{mark}0*[1-9][0-9]{{0,8}}{mark}\r?\n?")
-    with _opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            fits = right.fullmatch(line.decode("utf8", "replace").replace("\ufffd", "\n"))
-            if not fits and number > header:
-                raise BadInput(f"{path}, line {number}: expected {expected}, found {_shown(line)}")
 
 
 def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -> pl.DataFrame:
@@ -189,32 +180,16 @@ def timbre(tree: Path, track: str, ahead: str = "") -> np.ndarray:
 
     BadInput is raised when the file is absent or broken, or holds anything else.
     """
-    path = place(tree, track)
-    wanted = f"analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"
-    frames = _hdf5("timbre", path, wanted, place(tree, ahead) if ahead else None)
-    if frames.ndim != 2 or frames.shape[1] != TIMBRE_DIM:
-        raise BadInput(f"{path}: expected {wanted}, found {frames.shape}")
-    if not np.isfinite(frames).all():
-        raise BadInput(f"{path}: analysis/segments_timbre has values that are not finite")
-    return frames
+    return hdf5.read("timbre", place(tree, track), place(tree, ahead) if ahead else None)
 
 
 def metadata(path: Path, ahead: Path | None = None) -> dict[str, str | float]:
     """Return ids, names and hotttnesss of one track's file; "" for a text that is not there."""
-    *texts, hot = _hdf5("metadata", path, "a row in metadata/songs", ahead).tolist()
-    return dict(zip(hdf5.TEXTS, texts, strict=True)) | {"hot": float(hot)}
+    return hdf5.read("metadata", path, ahead)
 
 
 def hotness(path: Path) -> pl.DataFrame:
     """Return ``track`` and ``hot`` of the summary file of all tracks."""
-    wanted = "metadata/songs with song_hotttnesss, analysis/songs with track_id"
-    found = _hdf5("hotness", path, wanted)
+    found = hdf5.read("hotness", path)
     tracks = np.char.decode(found["track"], "utf8", "replace")
     return pl.DataFrame({"track": tracks, "hot": found["hot"]}).unique("track")
-
-
-def _hdf5(reader: str, path: Path, wanted: str, ahead: Path | None = None) -> np.ndarray:
-    try:
-        return hdf5.read(reader, path, ahead)
-    except hdf5.BrokenFile as error:
-        raise BadInput(f"{path}: expected {wanted}; {error}") from error
