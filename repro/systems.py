@@ -318,9 +318,9 @@ def _logistic(songs: TaggedSongs, penalty: float) -> Logits:
 
 
 def _spmf(songs: TaggedSongs, tag_weight: float) -> Logits:
-    model = poisson.spmf(songs.counts, songs.tags, seed=songs.profile.seed, tag_weight=tag_weight)
+    rates = poisson.spmf(songs.counts, songs.tags, seed=songs.profile.seed, tag_weight=tag_weight)
     # A tag that arrives at a rate is there with probability 1 - exp(-rate).
-    return lambda others: np.log(np.expm1(np.clip(model.predict(others.counts), 1e-9, 30)))
+    return lambda others: np.log(np.expm1(np.clip(rates(others.counts), 1e-9, 30)))
 
 
 @dataclass(frozen=True)

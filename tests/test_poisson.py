@@ -147,7 +147,7 @@ def test_extreme_priors_and_empty_rows_stay_finite(shape):
     settings = {"factors": 20, "shape": shape}
     pmf = poisson.pmf(plays, passes=20, **settings)
     ctpf = poisson.ctpf(plays, words, words[::3], passes=20, **settings)
-    tags = poisson.spmf(words, plays.T, batch=10, passes=2, **settings).predict(words)
+    tags = poisson.spmf(words, plays.T, batch=10, passes=2, **settings)(words)
     for found in (*pmf.arrays().values(), *ctpf.arrays().values(), tags):
         assert np.isfinite(found).all() and found.min() >= 0
 
@@ -157,7 +157,7 @@ def test_seed_decides_all():
     for fit in (
         lambda seed: poisson.pmf(plays, factors=5, passes=4, seed=seed).beta,
         lambda seed: poisson.ctpf(plays, words, words, factors=5, passes=4, seed=seed).cold,
-        lambda seed: poisson.spmf(words, plays.T, factors=5, passes=2, seed=seed).predict(words),
+        lambda seed: poisson.spmf(words, plays.T, factors=5, passes=2, seed=seed)(words),
     ):
         np.testing.assert_array_equal(fit(0), fit(0))
         assert np.abs(fit(0) - fit(1)).max() > 1e-3
@@ -176,11 +176,11 @@ def songs(n, seed):
 def test_spmf_tags_better_than_frequencies(weight):
     (counts, tags), (new, truth) = songs(1500, 1), songs(300, 2)
     model = poisson.spmf(counts, tags, factors=10, batch=200, passes=4, tag_weight=weight)
-    rates, truth = model.predict(new), truth.toarray().ravel()
+    rates, truth = model(new), truth.toarray().ravel()
     frequent = np.tile(tags.mean(0).A1, 300)
     assert roc_auc_score(truth, rates.ravel()) > roc_auc_score(truth, frequent) + 0.1
     assert rates.mean() == pytest.approx(tags.mean(), rel=0.2)
-    np.testing.assert_allclose(model.predict(new[[7, 3]]), rates[[7, 3]], rtol=1e-5)  # each alone
+    np.testing.assert_allclose(model(new[[7, 3]]), rates[[7, 3]], rtol=1e-5)  # each alone
 
 
 def test_what_does_not_fit_is_refused():
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_refused():
         "shape must be positive": lambda: poisson.pmf(plays, factors=2, shape=np.nan),
         "do not agree": lambda: poisson.ctpf(plays, words[:29], words, factors=2),
         "29 songs": lambda: poisson.spmf(words[:29], plays.T),
-        "do not fit counts": lambda: model.predict(words[:, 1:]),
+        "do not fit counts": lambda: model(words[:, 1:]),
     }.items():
         with pytest.raises(ValueError, match=message):
             fit()

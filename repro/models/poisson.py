@@ -12,8 +12,8 @@ of a matrix enter the rates alone, through sums of means. Nothing of users x ite
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable
+from itertools import chain, pairwise
 
 import numpy as np
 import scipy.sparse as sp
@@ -31,9 +31,9 @@ _FLOOR = np.float32(1e-15)  # of a geometric mean, relative to the largest of it
 def shares(x, y, counts: sp.csr_matrix) -> np.ndarray:
     """Return ``sum_i counts[r, i] / (x_r.y_i) y_i`` of every row r, in float32 and on all cores.
 
-    ``x`` (rows x K) and ``y`` (columns x K) are positive. The scale of a row of y cancels, and that
-    of a row of x returns when the result is multiplied by it: so geometric means are best given
-    relative to the largest of their row, where float32 neither underflows nor overflows.
+    ``x`` (rows x K) and ``y`` (columns x K) are positive. The scale of a row of y cancels, that of
+    a row of x returns in x times the result: so geometric means are best given relative to the
+    largest of their row, where float32 neither underflows nor overflows.
     """
     if (len(x), len(y)) != counts.shape or x.shape[1] != y.shape[1]:
         raise ValueError(f"x {x.shape} and y {y.shape} do not fit counts {counts.shape}")
@@ -41,20 +41,19 @@ def shares(x, y, counts: sp.csr_matrix) -> np.ndarray:
     out = np.zeros(x.shape, np.float32)
 
     def share(rows):
-        indptr = counts.indptr[rows.start : rows.stop + 1]
-        _share_rows(indptr, counts.indices, counts.data, x[rows], y, out[rows])
+        _share_rows(*rows, counts.indptr, counts.indices, counts.data, x, y, out)
 
     work = counts.indptr + 8.0 * np.arange(len(x) + 1)  # a row costs something even when empty
     size = max(work[-1] / _CHUNKS, _LEAST)
     bounds = np.unique([*np.searchsorted(work, np.arange(0, work[-1], size)), len(x)])
-    parallel_map(share, map(slice, bounds[:-1], bounds[1:]))
+    parallel_map(share, pairwise(bounds))
     return out
 
 
 # Sums in any order become vector instructions; infinities and NaN keep their meaning.
 @compiled(error_model="numpy", fastmath={"reassoc", "contract"})
-def _share_rows(indptr, indices, counts, x, y, out):
-    for row in range(len(x)):
+def _share_rows(first, end, indptr, indices, counts, x, y, out):
+    for row in range(first, end):
         for place in range(indptr[row], indptr[row + 1]):
             column, product = indices[place], np.float32(0)
             for k in range(x.shape[1]):
@@ -77,16 +76,15 @@ class _Gammas:
         self.mean, self.geometric = start.astype(np.float32), start.astype(np.float32)
         self.shape, self.total = np.zeros_like(self.mean), start.sum(0)
 
-    def update(self, found: np.ndarray, columns, rows=None, step_size: float = 1.0) -> None:
+    def update(self, found: np.ndarray, columns, rows=0.0, step_size: float = 1.0) -> None:
         """Move to the posterior of these shares and rates; its shapes only by the step size."""
-        rows = np.zeros(len(found)) if rows is None else rows
-        columns, rows = columns.astype(np.float32), rows.astype(np.float32)[:, None]
+        columns, rows = columns.astype(np.float32), np.broadcast_to(np.float32(rows), len(found))
 
         def expect(begin):
             block = slice(begin, begin + _BLOCK)
             shape = self.prior + self.geometric[block] * found[block]
             shape = (1 - step_size) * self.shape[block] + step_size * shape
-            rate = columns + rows[block]
+            rate = columns + rows[block, None]
             log = psi(shape) - np.log(rate)
             log -= log.max(1, keepdims=True)
             self.geometric[block] = np.maximum(np.exp(log), _FLOOR)
@@ -104,8 +102,8 @@ def _checked(name: str, counts) -> sp.csr_matrix:
     return counts
 
 
-def _check_positive(**given) -> None:
-    for name, value in given.items():
+def _check(**positive) -> None:
+    for name, value in positive.items():
         if not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
 
@@ -131,14 +129,12 @@ def pmf(
     plays : csr_matrix, users x items
         Counts; the paper has ones.
     shape : float
-        a and c, the shapes of theta and beta: the smaller, the sparser. 0.3 is the authors', here
-        and in the next.
+        a and c, of theta and beta: the smaller, the sparser. All 0.3 here and below are authors'.
     rate_shape, rate_mean : float
         a' = c' and b' = d': how alike the rates of users, and of items, are, and about what.
     """
     plays = _checked("plays", plays)
-    _check_positive(factors=factors, shape=shape, passes=passes)
-    _check_positive(rate_shape=rate_shape, rate_mean=rate_mean)
+    _check(factors=factors, shape=shape, rate_shape=rate_shape, rate_mean=rate_mean, passes=passes)
     start = np.random.default_rng(seed).uniform(0.5, 1.5, (plays.shape[1], factors))
     users, items = _Gammas(shape, np.ones((plays.shape[0], factors))), _Gammas(shape, start)
     rates = {side: np.full(len(side.mean), rate_mean) for side in (users, items)}
@@ -178,12 +174,8 @@ def ctpf(
     Parameters
     ----------
     plays : csr_matrix, users x items
-    words : csr_matrix, items x J
-        Codeword counts.
-    cold_words : csr_matrix, cold items x J
-        Those of items that nobody has played; they change nothing for the others.
-    shape, rate : float
-        Of all priors; 0.3 in the authors' program.
+    words, cold_words : csr_matrix, items x J and cold items x J
+        Codeword counts; those of items that nobody has played change nothing for the others.
 
     Returns
     -------
@@ -195,8 +187,7 @@ def ctpf(
     if (plays.shape[1], cold_words.shape[1]) != words.shape:
         shapes = f"plays {plays.shape}, words {words.shape} and cold_words {cold_words.shape}"
         raise ValueError(f"{shapes} do not agree on the items or the codewords")
-    _check_positive(factors=factors, shape=shape, rate=rate)
-    _check_positive(passes=passes, cold_passes=cold_passes)
+    _check(factors=factors, shape=shape, rate=rate, passes=passes, cold_passes=cold_passes)
     k, start = factors, np.random.default_rng(seed).uniform(0.5, 1.5, (words.shape[0], 2 * factors))
     users, topics = (_Gammas(shape, np.ones((n, k))) for n in (plays.shape[0], words.shape[1]))
     items = _Gammas(shape, start)  # theta beside epsilon, since phi compares the two
@@ -214,29 +205,12 @@ def ctpf(
     return Factors(users.mean, both(items.mean), cold.mean)
 
 
-def _fit_rows(shape, fixed: np.ndarray, counts: sp.csr_matrix, rates, updates: int) -> _Gammas:
+def _fit_rows(shape, fixed: np.ndarray, counts: sp.csr_matrix, rates, updates: int = 20):
     """Return rows fitted to counts from ones, each of them independent of the others."""
     rows = _Gammas(shape, np.ones((counts.shape[0], fixed.shape[1])))
     for _ in range(updates):
         rows.update(shares(rows.geometric, fixed, counts), rates)
     return rows
-
-
-@dataclass(frozen=True)
-class SPMF:
-    """What :func:`spmf` learned, and songs are tagged with."""
-
-    shape: float  # of the activations' prior
-    rates: np.ndarray  # K, of the activations' posterior when only codewords are known
-    codewords: np.ndarray  # J x K, geometric means, each row on its own scale
-    tags: np.ndarray  # T x K, means
-    updates: int  # of a song's activations
-
-    def predict(self, counts: sp.csr_matrix) -> np.ndarray:
-        """Return the expected tag counts (songs x T) given codeword counts (songs x J) alone."""
-        counts = _checked("counts", counts)
-        songs = _fit_rows(self.shape, self.codewords, counts, self.rates, self.updates)
-        return songs.mean @ self.tags.T
 
 
 def spmf(
@@ -246,42 +220,37 @@ def spmf(
     factors: int = 100,
     shape: float = 0.1,
     batch: int = 1000,
-    t0: float = 1.0,
-    kappa: float = 0.6,
     passes: int = 10,
-    updates: int = 20,
     tag_weight: float = 1.0,
     seed: int = 0,
-) -> SPMF:
+) -> Callable[[sp.csr_matrix], np.ndarray]:
     """Fit Poisson factorisation for tagging, stochastically (Liang, Paisley and Ellis 2014).
 
+    The result is a function from codeword counts (m x J) alone to expected tag counts (m x T).
     Codewords and tags of a song are the columns of one matrix, w_sv ~ Poisson(theta_s.beta_v) with
-    theta_sk ~ Gamma(a, a c) and beta_vk ~ Gamma(b, b). The activations theta of a batch of songs
+    theta_sk ~ Gamma(a, a c) and beta_vk ~ Gamma(a, a). The activations theta of a batch of songs
     are inferred first; then the dictionary beta takes the natural-gradient step, of size
-    (t0 + t)^-kappa at batch t, towards what it would be were all songs like these.
+    (1 + t)^-0.6 at batch t, towards what it would be were all songs like these.
 
     Where it differs from the authors' program: t counts on from pass to pass; activations start
-    from ones and are updated a set number of times, so that a song's do not depend on its
-    neighbours; and 1 / c, the mean activation, follows the batches by the same steps.
+    from ones and are updated 20 times, so that a song's do not depend on its neighbours; and
+    1 / c, the mean activation, follows the batches by the same steps.
 
     Parameters
     ----------
     counts, tags : csr_matrix, songs x J and songs x T
         Codeword counts, and ones for tags; the zeros of a song count as well.
     shape : float
-        a and b.
-    t0, kappa : float
-        Of the step sizes; kappa between 0.5 and 1 converges.
-    passes, updates : int
-        Passes over all songs, each in a new order; updates of a song's activations.
+        a, of all priors.
+    passes : int
+        Over all songs, each in a new order.
     tag_weight : float
         What tags are multiplied by, against hundreds of codeword counts a song (ours).
     """
     counts, tags = _checked("counts", counts), _checked("tags", tags)
     if counts.shape[0] != tags.shape[0]:
         raise ValueError(f"counts of {counts.shape[0]} songs, tags of {tags.shape[0]}")
-    _check_positive(factors=factors, shape=shape, batch=batch, t0=t0, kappa=kappa, updates=updates)
-    _check_positive(tag_weight=tag_weight, passes=passes)
+    _check(factors=factors, shape=shape, batch=batch, passes=passes, tag_weight=tag_weight)
     both = sp.hstack([counts, tag_weight * tags], "csr")
     n, words = counts.shape
     rng = np.random.default_rng(seed)
@@ -289,11 +258,14 @@ def spmf(
     beta.shape, rates, mean = 100 * beta.mean, np.full(factors, 100.0), 1.0
     orders = (np.array_split(rng.permutation(n), -(-n // batch)) for _ in range(passes))
     for t, part in enumerate(chain.from_iterable(orders), 1):
-        size, seen = (t0 + t) ** -kappa, both[part]
-        songs = _fit_rows(shape, beta.geometric, seen, shape / mean + beta.total, updates)
+        size, seen = (1.0 + t) ** -0.6, both[part]
+        songs = _fit_rows(shape, beta.geometric, seen, shape / mean + beta.total)
         found = shares(beta.geometric, songs.geometric, seen.T.tocsr()) * (n / len(part))
         rates = (1 - size) * rates + size * (shape + n / len(part) * songs.total)
         mean = (1 - size) * mean + size * float(songs.mean.mean())
         beta.update(found, rates, step_size=size)
     rates = shape / mean + beta.mean[:words].sum(0, dtype=np.float64)
-    return SPMF(shape, rates, beta.geometric[:words], beta.mean[words:] / tag_weight, updates)
+    known, of_tags = beta.geometric[:words], beta.mean[words:] / tag_weight
+    return lambda counts: (
+        _fit_rows(shape, known, _checked("counts", counts), rates).mean @ of_tags.T
+    )
