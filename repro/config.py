@@ -87,10 +87,8 @@ class Profile:
     bias: bool = _setting(True, "code: unpenalised column of ones beside h; not in eq. (3)")
     lambda_theta: float = _setting(10.0, "ISMIR sec. 4.2, DEN; where a search sets out")
     lambda_beta: float = _setting(100.0, "ISMIR sec. 4.2, DEN")
-    lambda_w: float = _setting(10.0, "ISMIR sec. 4.2, DEN: the same as lambda_theta")
     sparse_lambda_theta: float = _setting(0.01, "ISMIR sec. 4.2, SPR; where a search sets out")
     sparse_lambda_beta: float = _setting(1.0, "ISMIR sec. 4.2, SPR")
-    sparse_lambda_w: float = _setting(0.01, "ISMIR sec. 4.2, SPR: the same as lambda_theta")
     trials: int = _setting(1, "ours: settings tried for every system; one is its source's own")
 
     # evaluation
@@ -117,10 +115,11 @@ class Profile:
         return self._of("factors sweeps bias seed")
 
     def ridges(self, subset: str) -> dict[str, float]:
-        """The paper's regularisation for ``"DEN"`` or ``"SPR"``."""
-        prefix = {"DEN": "", "SPR": "sparse_"}[subset]
-        names = "lambda_theta", "lambda_beta", "lambda_w"
-        return {name: getattr(self, prefix + name) for name in names}
+        """The paper's regularisation for ``"DEN"`` or ``"SPR"``; its lambda_W is lambda_theta."""
+        of = {"DEN": (self.lambda_theta, self.lambda_beta)}
+        of["SPR"] = self.sparse_lambda_theta, self.sparse_lambda_beta
+        theta, beta = of[subset]
+        return {"lambda_theta": theta, "lambda_beta": beta, "lambda_w": theta}
 
     def decisive(self) -> str:
         """Everything that decides the profile's results, in writing."""

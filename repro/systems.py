@@ -368,8 +368,6 @@ def search(
 
     Parameters
     ----------
-    name : str
-    split : Split
     heldout, exclude : csr_matrix
         Validation pairs of the items, or, with ``cold``, of the split's cold items, and the pairs
         that are not ranked.

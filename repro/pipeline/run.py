@@ -184,21 +184,13 @@ class Run(Store):
     device : str, optional
         ``"cpu"``, ``"cuda"`` or ``"auto"``; else ``$REPRO_DEVICE``, else a GPU if torch sees one.
 
-    Attributes
-    ----------
-    by_hand : bool
-        Whether no runner is at work; then nothing is kept for a later try, for nobody knows what
-        it was computed from.
-    folder, data : Path
-        Where the notebook writes, and the raw data: the user's folder, or the synthetic world,
-        which companions share with their base.
-    label : str
-        What the data are.
+    Attributes ``folder`` (where the notebook writes), ``data`` (the raw data: the user's folder, or
+    the synthetic world, which companions share) and ``label`` (what the data are). ``by_hand`` says
+    that no runner is at work: then nothing is kept for a later try, for nobody knows what it was
+    computed from.
     """
 
-    def __init__(
-        self, notebook: str, profile: str | Profile | None = None, device: str | None = None
-    ):
+    def __init__(self, notebook: str, profile=None, device: str | None = None):
         _refuse_another_checkout(notebook)
         if not isinstance(profile, Profile):
             profile = named(profile or os.environ.get("REPRO_PROFILE") or "demo")
@@ -275,10 +267,7 @@ class Run(Store):
         return Points(None if self.by_hand else path)
 
     def checkpoint(self, name: str, every: float | None = None) -> Checkpoint:
-        """Return a checkpoint for this very run and device, which by hand keeps nothing.
-
-        ``every`` is the seconds between two savings, a minute if it is None.
-        """
+        """Return a checkpoint for this run and device, kept ``every`` so many seconds (60)."""
         if every is None:
             every = float(os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60)
         # A state of the GPU's random numbers means nothing to a CPU.
@@ -299,14 +288,7 @@ class Run(Store):
         self._note("shown", {"kind": "figure", "name": name, "caption": caption})
         display(Image(png, width=shown_width(png), alt=caption), Markdown(f"*{caption}*"))
 
-    def table(
-        self,
-        frame: pd.DataFrame,
-        name: str,
-        caption: str,
-        note: str = "",
-        shown: pd.DataFrame | bool | None = None,
-    ) -> None:
+    def table(self, frame: pd.DataFrame, name: str, caption: str, note="", shown=None) -> None:
         """Save a table of numbers as CSV, and show it, typeset, on the page, in Markdown and LaTeX.
 
         The index is a column of the table unless it merely counts the rows.
@@ -318,8 +300,8 @@ class Run(Store):
         note : str
             What the reader must know to read it; stands below, with the provenance.
         shown : DataFrame or False, optional
-            The same for the page, as :func:`repro.evaluation.tables.typeset` makes it, bold cells
-            between ``**``; None shows ``frame`` itself, and False a link to the CSV, no more.
+            The same for the page, as :func:`repro.evaluation.tables.typeset` makes it; None shows
+            ``frame`` itself, and False a link to the CSV, no more.
         """
         self._note("shown", {"kind": "table", "name": name, "caption": caption})
         path = self.folder / "tables" / f"{name}.csv"

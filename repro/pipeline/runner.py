@@ -167,10 +167,8 @@ class Pipeline:
             shutil.rmtree(partial, ignore_errors=True)
             files.write_json(kept / "key.json", key)
         parameters = {"profile": self.profile.name, "device": self.device}
-        page = _execute(
-            self.notebooks / f"{notebook}.ipynb", partial / f"{notebook}.ipynb", parameters
-        )
-        _publish(page, partial)
+        name = f"{notebook}.ipynb"
+        _publish(_execute(self.notebooks / name, partial / name, parameters), partial)
         record = run.read_journal(partial / run.JOURNAL)
         record |= {"seconds": round(time.monotonic() - started, 1), "key": key}
         record["outputs"] = _digests(partial)
@@ -234,20 +232,12 @@ def _execute(source: Path, page: Path, parameters: dict[str, str]):
         _launch_kernel = _async_launch_kernel
 
     os.environ["REPRO_KEY"] = "1"  # the kernel inherits it
+    kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": Kernel}
+    shown = sys.stderr.isatty() and {"desc": source.stem, "leave": False}
+    how = {"progress_bar": shown, "stdout_file": _Bars(), "coalesce_streams": True}
+    how |= {"cwd": str(source.parent), "start_timeout": 120}
     try:
-        return papermill.execute_notebook(
-            source,
-            page,
-            parameters=parameters,
-            kernel_name="python3",
-            language="python",
-            kernel_manager_class=Kernel,
-            cwd=str(source.parent),
-            progress_bar=sys.stderr.isatty() and {"desc": source.stem, "leave": False},
-            stdout_file=_Bars(),
-            coalesce_streams=True,
-            start_timeout=120,
-        )
+        return papermill.execute_notebook(source, page, parameters, **kernel, **how)
     except DeadKernelError as error:
         code = processes[-1].wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
@@ -318,19 +308,10 @@ def main(
 ) -> int:
     """Bring a profile's results up to date and return the exit status.
 
-    Parameters
-    ----------
-    only, first : str, optional
-        Run this notebook alone, or this one and those after it.
-    full : bool
-        Run all: the ordinary notebooks, those of every companion, then the full ones.
-    force, list_only : bool
-        Run the chosen notebooks even if they are up to date; print the plan and stop.
-
-    Returns
-    -------
-    int
-        0 done, 1 a notebook failed, 2 refused before any work, 130 interrupted.
+    ``only`` runs one notebook, ``first`` one and those after it; ``full`` runs all: the ordinary
+    notebooks, those of every companion, then the full ones. ``force`` runs also what is up to date;
+    ``list_only`` prints the plan and stops. The status is 0 when all is done, 1 when a notebook
+    failed, 2 when the run was refused before any work, 130 when it was interrupted.
     """
     try:
         settings, base = named(profile), profile.partition("+")[0]
