@@ -1,27 +1,28 @@
-"""Slow ways in float64, written for reading: what the fast ones must give."""
+"""Slow ways in float64, written for reading: what the fast ones must give; and a fit's end."""
 
 from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
+from threadpoolctl import threadpool_limits
+
+from repro.pipeline.run import Checkpoint
 
 
+@threadpool_limits.wrap(limits=1)
 def solve_slowly(fixed, surplus: sp.csr_matrix, ridge: float, prior=None) -> np.ndarray:
     """Solve one row after the other in float64: what :func:`repro.kernels.solve_rows` must give.
 
     Shapes: ``fixed`` columns x K, ``surplus`` (confidence above one of each play) rows x columns,
     ``prior`` (means, zero when absent) rows x K; float64, rows x K, comes back.
     """
-    y = np.asarray(fixed, np.float64)
-    shared = y.T @ y + ridge * np.eye(y.shape[1])
-    x = np.zeros((surplus.shape[0], y.shape[1]))
+    y, x = np.asarray(fixed, np.float64), np.zeros((surplus.shape[0], np.shape(fixed)[1]))
     for row in range(len(x)):
-        plays = slice(surplus.indptr[row], surplus.indptr[row + 1])
-        y_row, s = y[surplus.indices[plays]], surplus.data[plays].astype(np.float64)
-        right = (1.0 + s) @ y_row
+        s = surplus[[row]].toarray()[0].astype(np.float64)  # 0 where nothing was played
+        right = ((1.0 + s) * (s > 0)) @ y
         if prior is not None:
             right = right + ridge * np.asarray(prior[row], np.float64)
-        x[row] = np.linalg.solve(shared + (y_row.T * s) @ y_row, right)
+        x[row] = np.linalg.solve((y.T * (1.0 + s)) @ y + ridge * np.eye(y.shape[1]), right)
     return x
 
 
@@ -55,3 +56,17 @@ def apart(found, expected, terms=0.0) -> float:
     """
     length = np.maximum(np.linalg.norm(expected, axis=1), terms)
     return (np.linalg.norm(found - expected, axis=1) / np.where(length > 0, length, 1.0)).max()
+
+
+class Broken(Checkpoint):
+    """A checkpoint after whose ``after``-th state the fit is broken off."""
+
+    def __init__(self, path, after: int):
+        super().__init__(path, 0.0)
+        self.left = after
+
+    def save(self, state):
+        super().save(state)
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt

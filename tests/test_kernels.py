@@ -32,17 +32,6 @@ def solve(fixed, surplus, ridge, mean=None):
     return kernels.solve_rows(torch.from_numpy(fixed).float(), rows, ridge, mean).numpy()
 
 
-def least_squares(fixed, surplus, ridge, mean):
-    """Solve eq. (2) over all columns, played or not, as the paper's sentences have it."""
-    solved = []
-    for row, centre in zip(surplus.toarray().astype(float), mean, strict=True):
-        weight = np.sqrt(1.0 + row)  # confidence is 1 where nothing was played
-        left = np.vstack([weight[:, None] * fixed, np.sqrt(ridge) * np.eye(len(centre))])
-        right = np.concatenate([weight * (row > 0), np.sqrt(ridge) * centre])
-        solved.append(np.linalg.lstsq(left, right, rcond=None)[0])
-    return np.array(solved)
-
-
 @pytest.mark.parametrize("gpu", [False, True])
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 150), st.integers(1, 14))
 @settings(deadline=None, max_examples=12)
@@ -59,7 +48,6 @@ def test_rows_of_any_shape_are_weighted_least_squares(gpu, seed, k, columns, n_r
     weight = surplus + (surplus > 0)
     terms = weight @ np.linalg.norm(fixed, axis=1) / (2 + np.linalg.eigvalsh(fixed.T @ fixed)[0])
     assert apart(found, expected, terms) < 1e-5
-    assert apart(expected, least_squares(fixed, surplus, 2.0, mean)) < 1e-8
 
 
 @pytest.mark.parametrize("k", [1, 8, 15, 17, 49, 64, 100, 112])

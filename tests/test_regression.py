@@ -44,15 +44,6 @@ def test_linear_mse_is_ridge_regression():
     assert np.allclose(fit(x, beta, 30.0)(x), z @ w + beta.mean(0), atol=1e-6)
 
 
-def test_quadratic_is_the_weighted_prediction_error():
-    surplus = listening()
-    a, b = regression.quadratic(THETA, surplus)
-    y = np.random.default_rng(1).standard_normal((400, 3))
-    short = np.einsum("ik,ikl,il->", y, a, y) - 2 * (b * y).sum()
-    error = dense_wpe(y, surplus) - (1 + surplus.data).sum(dtype=float)  # what varies with y
-    assert short == pytest.approx(error, rel=1e-5)
-
-
 def test_linear_wpe_is_at_its_minimum():
     (x, beta), surplus = planted("linear"), listening()
     y = fit(x, beta, 1e-6, surplus=surplus)(x)

@@ -1,12 +1,13 @@
 """The tag network and its scores against the paper's formulas."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from oracles import Broken
 
 from repro.models import tagnet
 from repro.pipeline.run import Checkpoint, Run
@@ -39,14 +40,6 @@ def test_loss_is_the_papers_and_finite_for_a_sure_mistake():
     found = tagnet.tag_loss(torch.from_numpy(logits), torch.from_numpy(tags))
     assert float(found) == pytest.approx(papers_loss(logits, tags))
     assert float(tagnet.tag_loss(torch.tensor([[1e4]]), torch.tensor([[0.0]]))) == 1e4
-
-
-def test_network_learns_eight_examples_by_heart(songs):
-    histograms, tags = songs[0][:8], songs[1][:8]
-    settings = {"hidden": (60, 60), "batch_size": 8, "learning_rate": 0.05, "epochs": 60}
-    net, curve = tagnet.train(histograms, tags, dropout=0.0, scale_input=True, **settings)
-    assert curve["training"].iloc[-1] < 0.01 < curve["training"].iloc[0]
-    assert np.array_equal(tagnet.predict(net, histograms) > 0, tags.toarray() > 0)
 
 
 def test_the_seed_decides_training_and_watching_does_not(songs, watched):
@@ -109,6 +102,7 @@ def test_a_step_is_adagrads_on_the_gradient_of_the_loss(songs):
     histograms, tags = songs[0][:16], songs[1][:16]
     settings = SMALL | {"dropout": 0.0}
     before, after = (tagnet.train(histograms, tags, **settings | {"epochs": n})[0] for n in (0, 1))
+    assert before.scale.item() == 1.0
     before.double()
     logits, y = before(torch.from_numpy(histograms).double()), torch.from_numpy(tags.toarray())
     (-(y * logits.sigmoid().log() + (1 - y) * (-logits).sigmoid().log())).mean().backward()
@@ -120,16 +114,14 @@ def test_a_step_is_adagrads_on_the_gradient_of_the_loss(songs):
 
 
 def test_every_optimiser_takes_its_own_steps(songs):
-    found = {}
-    for name, rate in {"adagrad": 0.05, "adam": 0.01, "sgd": 2.0}.items():
-        settings = {"epochs": 30, "dropout": 0.0, "learning_rate": rate, "optimiser": name}
-        _, curve = tagnet.train(*songs, **SMALL | settings)
-        assert curve["training"].iloc[-1] < 0.8 * curve["training"].iloc[0]
-        settings |= {"epochs": 1, "learning_rate": 0.01}
-        found[name] = tagnet.train(*songs, **SMALL | settings)[1]["training"].item()
-    del settings["optimiser"]  # AdaGrad is the paper's
-    assert tagnet.train(*songs, **SMALL | settings)[1]["training"].item() == found["adagrad"]
-    assert len(set(found.values())) == 3
+    def losses(**settings):
+        return list(tagnet.train(*songs, **SMALL | {"dropout": 0.0} | settings)[1]["training"])
+
+    rates = {"adagrad": 0.05, "adam": 0.01, "sgd": 2.0}
+    for name, rate in rates.items():
+        found = losses(optimiser=name, learning_rate=rate, epochs=50)
+        assert found[-1] < 0.5 * found[0]
+    assert len({losses(optimiser=name)[-1] for name in rates}) == 3  # at the same rate
 
 
 @pytest.mark.parametrize("authors", [False, True])
@@ -144,16 +136,6 @@ def test_the_authors_variant_takes_songs_in_the_order_given(songs, authors, monk
     monkeypatch.setattr(tagnet.TagNetwork, "forward", listen)
     tagnet.train(*songs, **SMALL | {"epochs": 2}, authors=authors)
     assert np.array_equal(np.concatenate(seen), np.concatenate([songs[0]] * 2)) == authors
-
-
-def test_without_hidden_layers_it_is_logistic_regression(songs):
-    settings = {"hidden": (), "epochs": 400, "batch_size": 80, "learning_rate": 1.0}
-    net, _ = tagnet.train(*songs, **settings)
-    assert len(net.layers) == 0 and net.scale.item() == 1.0
-    assert np.array_equal(tagnet.hidden_layer(net, songs[0]), songs[0])
-    library = tagnet.logistic(*songs, penalty=0.05)(songs[0])
-    ours = tagnet.predict(net, songs[0])
-    assert np.corrcoef(ours.ravel(), library.ravel())[0, 1] > 0.98
 
 
 def test_logistic_regression_is_at_its_minimum(songs):
@@ -177,6 +159,7 @@ def test_a_network_comes_back_from_its_artefact(songs, hidden, results_folder):
     back = tagnet.restore(vars(run.load("network")))
     for layer in (tagnet.predict, tagnet.hidden_layer):
         assert np.array_equal(layer(back, songs[0]), layer(net, songs[0]))
+    assert hidden or np.array_equal(tagnet.hidden_layer(net, songs[0]), songs[0])
 
 
 def test_what_does_not_fit_is_refused(songs):
@@ -210,6 +193,7 @@ def test_tag_scores_of_a_table_worked_by_hand():
     assert np.array_equal(frame["Recall"], [0.5, np.nan, 1, np.nan], equal_nan=True)
     # tag 0: songs 0 and 1 have it; by score 0, 3, then 1 and 2 together
     assert frame.loc[0, "AROC"] == pytest.approx((2 + 0.5) / 4)
+    assert frame.loc[0, "AP"] == pytest.approx((1 + 2 / 4) / 2)
     assert np.isnan(frame.loc[[1, 3], ["AROC", "AP"]]).all(axis=None)
     summary = tagnet.summary(frame)
     assert list(summary.index) == ["Prec", "Recall", "F", "AROC", "MAP"]
@@ -218,17 +202,14 @@ def test_tag_scores_of_a_table_worked_by_hand():
     assert tagnet.summary(frame * 0)["F"] == 0
 
 
-def test_retrieval_scores_are_sklearns():
-    rng = np.random.default_rng(3)
-    logits, tags = rng.normal(size=(60, 9)), rng.integers(0, 2, (60, 9))
+def test_tag_scores_at_their_edges():
+    logits = np.random.default_rng(3).normal(size=(60, 9))
+    tags = (logits > 0).astype(np.int8)
     tags[:, 4], tags[:, 6] = 0, 1  # a tag on no song and one on all
     frame = tagnet.per_tag(logits, sp.csr_matrix(tags), annotate=3)
-    for tag in {*range(9)} - {4, 6}:
-        assert frame.loc[tag, "AROC"] == pytest.approx(roc_auc_score(tags[:, tag], logits[:, tag]))
-        precision = average_precision_score(tags[:, tag], logits[:, tag])
-        assert frame.loc[tag, "AP"] == pytest.approx(precision)
     assert frame.loc[4, ["Recall", "AROC", "AP"]].isna().all()
     assert np.isnan(frame.loc[6, "AROC"]) and frame.loc[6, "AP"] == 1
+    assert np.allclose(frame.drop([4, 6])[["AROC", "AP"]], 1)
     everything = sp.csr_matrix(np.ones((60, 9), np.int8))
     for annotate in (1, 9, 20):  # every song gets as many tags as asked, at most all
         given = tagnet.per_tag(logits, everything, annotate)["Recall"].sum() * 60
@@ -243,20 +224,14 @@ def test_retrieval_scores_are_sklearns():
 def test_training_goes_on_from_its_checkpoint_to_the_same_bits(songs, optimiser, authors, tmp_path):
     settings = SMALL | {"epochs": 6, "optimiser": optimiser, "authors": authors, "watch": songs}
 
-    def train(checkpoint, end=99):
-        def progress(epochs):
-            for epoch in epochs:
-                if epoch == end:
-                    raise KeyboardInterrupt
-                yield epoch
-
-        return tagnet.train(*songs, progress=progress, checkpoint=checkpoint, **settings)
-
-    whole, curve = train(None)
+    train, kept = partial(tagnet.train, *songs, **settings), tmp_path / "kept.pt"
+    whole, curve = train()
     with pytest.raises(KeyboardInterrupt):
-        train(Checkpoint(tmp_path / "kept.npz", 0.0), 4)
+        train(checkpoint=Broken(kept, after=3))
     torch.manual_seed(99)  # another process would be elsewhere
-    resumed, again = train(Checkpoint(tmp_path / "kept.npz", 0.0))
+    epochs = []
+    go_on = {"checkpoint": Checkpoint(kept, 0.0), "progress": lambda n: epochs.extend(n) or epochs}
+    resumed, again = train(**go_on)
+    assert epochs == [4, 5, 6] and again.equals(curve)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert again.equals(curve)

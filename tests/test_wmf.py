@@ -5,9 +5,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 from implicit.cpu.als import AlternatingLeastSquares
-from oracles import apart, plays_of, solve_slowly
+from oracles import Broken, apart, plays_of, solve_slowly
 
-from repro.models import Factors, wmf
+from repro.models import wmf
 from repro.pipeline.run import Checkpoint
 
 ALPHA, EPS = 2.0, 1e-6
@@ -45,19 +45,20 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("ridge", [1e-4, 1.0])
-@pytest.mark.parametrize("content", [False, True])
+@pytest.mark.parametrize("content", [None, "features", "means"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_sweep_solves_the_equations_of_the_paper(shape, content, ridge):
     plays, k = SHAPES[shape]
     surplus = wmf.log_surplus(plays, ALPHA, EPS, binarise=shape != "counts kept")
-    features = features_of(plays.shape[1]) if content else None
+    h, n = features_of(plays.shape[1]), features_of(plays.shape[1], k)
     settings = {"factors": k, "lambda_theta": ridge, "lambda_beta": 3 * ridge, "lambda_w": ridge}
-    first = wmf.fit(surplus, features, sweeps=1, **settings)
-    second = wmf.fit(surplus, features, sweeps=1, start=first, **settings)
-    mean, terms = None, 0.0
-    if content:
-        mean = content_mean(features, first.w)
-        terms = np.linalg.norm(content_mean(features, np.abs(first.w)), axis=1)
+    settings |= {None: {}, "features": {"features": h}, "means": {"means": n}}[content]
+    first = wmf.fit(surplus, sweeps=1, **settings)
+    second = wmf.fit(surplus, sweeps=1, start=first, **settings)
+    mean, terms = n if content == "means" else None, 0.0
+    if content == "features":
+        mean = content_mean(h, first.w)
+        terms = np.linalg.norm(content_mean(h, np.abs(first.w)), axis=1)
     # The least ridge makes small problems ill-conditioned: over seeds float32 is off by up to 1e-4.
     near = 1e-5 if ridge >= 1 else 2e-4
     songs = solve_slowly(first.theta, surplus.T.tocsr(), 3 * ridge, mean)
@@ -76,51 +77,34 @@ def test_w_is_ridge_regression_and_its_bias_is_free(bias, ridge):
     assert np.abs(fitted.w - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("bias", [None, False, True])
-def test_objective_is_the_sum_over_all_pairs(bias):
-    surplus = wmf.log_surplus(plays_of(MANY, 40, most=50), ALPHA, EPS, binarise=False)
-    rng = np.random.default_rng(3)
-    theta, beta = rng.standard_normal((15, 4)), rng.standard_normal((40, 4))
-    features, w = features_of(40), rng.standard_normal((6 + bool(bias), 4))
-    dense = surplus.toarray().astype(np.float64)
-    mean = 0.0 if bias is None else content_mean(features, w)
-    expected = ((1 + dense) * ((dense > 0) - theta @ beta.T) ** 2).sum() / 2
-    expected += 2.0 / 2 * (theta**2).sum() + 5.0 / 2 * ((beta - mean) ** 2).sum()
-    tensors = [torch.from_numpy(x.astype(np.float32)) for x in (theta, beta, w)]
-    content = ()
-    if bias is not None:
-        expected += 5.0 * 0.7 / 2 * (w[:6] ** 2).sum()
-        content = wmf.ContentPrior(features, 0.7, bias), tensors[2]
-    found = wmf.objective(surplus, *tensors[:2], 2.0, 5.0, *content)
-    assert found == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize("ridge", [1e-3, 10.0])
-@pytest.mark.parametrize("content", [False, True])
-def test_objective_never_rises(content, ridge):
-    features = features_of(40) if content else None
-    settings = {"lambda_theta": ridge, "lambda_beta": 10 * ridge, "lambda_w": ridge}
-    fitted = wmf.fit(SURPLUS, features, factors=6, sweeps=8, trace=True, **settings)
-    steps = ["items", "users", "W"] if content else ["items", "users"]
+@pytest.mark.parametrize("content", ["nothing", "features", "features, bias", "means"])
+def test_objective_is_the_sum_over_all_pairs_and_never_rises(content, ridge):
+    surplus = wmf.log_surplus(plays_of(MANY * 4, 40, most=50), ALPHA, EPS, binarise=False)
+    h, mean, ridges = features_of(40), np.zeros((40, 6)), np.array([1, 10, 7]) * ridge
+    settings = dict(zip(("lambda_theta", "lambda_beta", "lambda_w"), ridges, strict=True))
+    if content.startswith("features"):
+        settings |= {"features": h, "bias": "bias" in content}
+    elif content == "means":
+        mean = settings["means"] = features_of(40)
+    fitted = wmf.fit(surplus, factors=6, sweeps=8, trace=True, **settings)
+    steps = ["items", "users", "W"] if "features" in settings else ["items", "users"]
     assert [(row["sweep"], row["step"]) for row in fitted.history] == [
         (sweep, step) for sweep in range(1, 9) for step in steps
     ]
     value = np.array([row["objective"] for row in fitted.history])
     assert (np.diff(value) <= 1e-6 * value[:-1]).all()
     assert value[-1] < 0.9 * value[0]
-
-
-def test_without_weight_on_content_it_is_plain_wmf():
-    settings = {"factors": 4, "sweeps": 5, **RIDGES}
-    plain = wmf.fit(SURPLUS, **settings)
-    heavy, light = (
-        wmf.fit(SURPLUS, features_of(40), lambda_w=ridge, bias=False, **settings)
-        for ridge in (1e10, 1e-2)
+    dense, theta, beta = (
+        surplus.toarray().astype(float),
+        *(x.astype(float) for x in (fitted.theta, fitted.beta)),
     )
-    assert apart(heavy.beta, plain.beta) < 1e-5 < 1e-2 < apart(light.beta, plain.beta)
-    zero = wmf.fit(SURPLUS, np.zeros((40, 6)), bias=False, **settings)
-    assert plain.w is None and not zero.w.any()
-    assert np.array_equal(zero.beta, plain.beta) and np.array_equal(zero.theta, plain.theta)
+    w = np.zeros((6, 6)) if fitted.w is None else fitted.w.astype(float)
+    mean = mean if fitted.w is None else content_mean(h, w)
+    expected = ((1 + dense) * ((dense > 0) - theta @ beta.T) ** 2).sum()
+    expected += ridges[0] * (theta**2).sum() + ridges[1] * ((beta - mean) ** 2).sum()
+    expected += ridges[1] * ridges[2] * (w[:6] ** 2).sum()
+    assert value[-1] == pytest.approx(expected / 2, rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")  # implicit's, of thread pools
@@ -193,47 +177,31 @@ def test_what_does_not_fit_is_refused():
             call()
 
 
-def test_given_means_are_a_prior_that_stays():
-    means = features_of(40, 4)
-    fitted = wmf.fit(SURPLUS, means=means, factors=4, sweeps=3, trace=True, **RIDGES)
-    start = np.random.default_rng(0).standard_normal((SURPLUS.shape[0], 4)) * 0.01
-    theta = start.astype(np.float32)
-    for _ in range(3):
-        beta = solve_slowly(theta, SURPLUS.T.tocsr(), RIDGES["lambda_beta"], means)
-        theta = solve_slowly(beta, SURPLUS, RIDGES["lambda_theta"])
-    assert np.allclose(fitted.beta, beta, atol=1e-3) and fitted.w is None
-    objective = [row["objective"] for row in fitted.history]
-    assert (np.diff(objective) <= 1e-6 * np.abs(objective[:-1])).all()
-
-
 @pytest.mark.parametrize("content", [False, True])
 @pytest.mark.parametrize("broken_at", [1, 4])
 @pytest.mark.fault(
     "alternating least squares broken off", "goes on after the last sweep kept, to the same bits"
 )
 def test_a_fit_goes_on_from_its_checkpoint_to_the_same_bits(content, broken_at, tmp_path):
-    features = features_of(40) if content else None
-    seen = []
+    kept, seen = tmp_path / "kept.pt", []
 
-    def fit(checkpoint=None, end=99):
+    def fit(checkpoint=None):
         def validate(theta, beta):
             seen.append((theta.copy(), beta.copy()))
-            if len(seen) == end:
-                raise KeyboardInterrupt
             return {"NDCG": float(np.abs(theta).sum())}
 
-        given = {"factors": 6, "sweeps": 5, "trace": True, "validate": validate, **RIDGES}
-        seen.clear()
-        return wmf.fit(SURPLUS, features, checkpoint=checkpoint, **given)
+        settings = {"factors": 6, "sweeps": 5, "trace": True, "validate": validate, **RIDGES}
+        features = features_of(40) if content else None
+        return wmf.fit(SURPLUS, features, checkpoint=checkpoint, **settings)
 
     whole = fit()
     checked = [row for row in whole.history if row["step"] == "validation"]
     assert [row["NDCG"] for row in checked] == [np.abs(theta).sum() for theta, _ in seen]
     assert np.array_equal(seen[-1][0], whole.theta) and np.array_equal(seen[-1][1], whole.beta)
     with pytest.raises(KeyboardInterrupt):
-        fit(Checkpoint(tmp_path / "kept.npz", 0.0), broken_at)
-    resumed = fit(Checkpoint(tmp_path / "kept.npz", 0.0))
-    assert len(seen) == 5 - (broken_at - 1)
-    for name in Factors(whole.theta, whole.beta, w=whole.w).arrays():
-        assert np.array_equal(getattr(resumed, name), getattr(whole, name))
+        fit(Broken(kept, broken_at))
+    resumed = fit(Checkpoint(kept, 0.0))
+    assert len(seen) == 5 + 5  # no sweep twice
+    for name, expected in whole.arrays().items():
+        assert np.array_equal(getattr(resumed, name), expected)
     assert resumed.history == whole.history
