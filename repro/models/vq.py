@@ -14,13 +14,11 @@ import torch
 from sklearn.base import clone
 from sklearn.cluster import kmeans_plusplus
 from sklearn.feature_extraction.text import TfidfTransformer
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from repro import kernels
 
 _BLOCK_TRACKS = 2_000  # some 70 MB of timbre
-_PARTS = "data", "indices", "indptr"  # of a csr_matrix
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,10 @@ def codebook_tracks(track_ids, hotness, n: int, seed: int) -> np.ndarray:
     The authors took 24,000 with non-zero ``song_hotttnesss`` and 1,000 without. Where either kind
     is short the other fills its place.
     """
-    track_ids = np.asarray(track_ids)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(track_ids))
-    hot = np.nan_to_num(np.asarray(hotness, dtype=float))[order] > 0
+    track_ids, n = np.asarray(track_ids), min(n, len(track_ids))
+    order = np.random.default_rng(seed).permutation(len(track_ids))
+    hot = np.asarray(hotness, dtype=float)[order] > 0  # NaN is not
     warm, cool = order[hot], order[~hot]
-    n = min(n, len(track_ids))
     n_cool = min(len(cool), max(n - len(warm), round(n / 25)))
     return track_ids[np.sort(np.concatenate([warm[: n - n_cool], cool[:n_cool]]))]
 
@@ -75,12 +71,8 @@ def learn_codebook(
     k-means++ on 8 frames per codeword, ten iterations on 256, then ``passes`` on all frames: as
     close to them as mini-batch k-means, in a tenth of its time. The authors made 3 passes of
     online Hartigan k-means. ``standardise`` is for frames whose dimensions have different units;
-    it is off for Echo Nest timbre, as in the paper.
-
-    Raises
-    ------
-    ValueError
-        When there are fewer frames than codewords, or a frame is not finite.
+    it is off for Echo Nest timbre, as in the paper. A ValueError says that there are fewer frames
+    than codewords, or that a frame is not finite.
     """
     frames = np.asarray(frames, dtype=np.float32)
     if len(frames) < codewords:
@@ -98,17 +90,14 @@ def learn_codebook(
     with kernels.one_blas_thread():  # the number of threads must not decide
         centres, _ = kmeans_plusplus(x[some], codewords, random_state=seed)
     faiss.omp_set_num_threads(torch.get_num_threads())
-    # Of more frames than max_points_per_centroid faiss draws a sample; of fewer than the least
-    # it warns.
-    settings = {"seed": seed, "min_points_per_centroid": 1}
-    for iterations, per_codeword in ((10, 256), (passes, len(x))):
-        settings |= {"niter": iterations, "max_points_per_centroid": per_codeword}
+    for iterations, most in ((10, 256), (passes, len(x))):  # of more frames faiss draws a sample
+        settings = {"niter": iterations, "max_points_per_centroid": most, "seed": seed}
+        settings["min_points_per_centroid"] = 1  # of fewer it warns
         kmeans = faiss.Kmeans(x.shape[1], codewords, **settings)
         kmeans.train(x, init_centroids=centres)
         centres = kmeans.centroids
-    if standardise:
-        return Codebook(centres, middle, scale)
-    return Codebook(centres + middle, np.zeros_like(middle), scale)
+    offset = middle * standardise
+    return Codebook(centres + (middle - offset), offset, scale)
 
 
 def histograms(
@@ -121,12 +110,12 @@ def histograms(
     progress: Callable[[Sequence[str]], Sequence[str]] = iter,
     checkpoint: Callable | None = None,
 ) -> sp.csr_matrix:
-    """Count the codewords of every track, reading one block of tracks at a time.
+    """Count the codewords of every track (tracks x J, int32), a block of tracks at a time.
 
     Parameters
     ----------
     read_frames : callable
-        Track id -> frames (n x D); n may be 0.
+        Track id -> frames (n x D); n may be 0, and the row is empty then.
     frames_per_item : int, optional
         Keep at most this many frames of each track, drawn without replacement.
     nearest : int
@@ -136,31 +125,24 @@ def histograms(
         Wraps the ids as they are read, for example in a progress bar.
     checkpoint : callable, optional
         From a block's name to its checkpoint, as :meth:`repro.pipeline.run.Run.checkpoint`.
-
-    Returns
-    -------
-    csr_matrix of int32, tracks x J; a track without frames has an empty row.
     """
     ids, found = iter(progress(track_ids)), []
     for number, _ in enumerate(range(0, len(track_ids), _BLOCK_TRACKS)):
         block = list(islice(ids, _BLOCK_TRACKS))
-        shape = len(block), len(codebook.centres)
         kept = checkpoint and checkpoint(f"block {number}", every=0)
-        if kept and (state := kept.load()):
-            parts = tuple(state[name].numpy() for name in _PARTS)
-            found.append(sp.csr_matrix(parts, shape))
-            continue
-        frames = [read_frames(track) for track in block]
-        if frames_per_item is not None:
-            rng = np.random.default_rng(seed + number)
-            frames = [rng.permutation(x)[:frames_per_item] for x in frames]
-        code = codebook.assign(np.concatenate(frames), nearest).ravel()
-        ends = np.cumsum([0, *(nearest * len(x) for x in frames)])
-        found.append(sp.csr_matrix((np.ones(len(code), np.int32), code, ends), shape))
+        if not (kept and (state := kept.load())):
+            frames = [read_frames(track) for track in block]
+            if frames_per_item is not None:
+                rng = np.random.default_rng(seed + number)
+                frames = [rng.permutation(x)[:frames_per_item] for x in frames]
+            code = codebook.assign(np.concatenate(frames), nearest).astype(np.int32)
+            state = {"code": torch.from_numpy(code), "lengths": [len(x) for x in frames]}
+            if kept:
+                kept.save(lambda state=state: state)
+        code, ends = state["code"].numpy().ravel(), np.cumsum([0, *state["lengths"]]) * nearest
+        parts = np.ones(len(code), np.int32), code, ends
+        found.append(sp.csr_matrix(parts, (len(block), len(codebook.centres))))
         found[-1].sum_duplicates()
-        if kept:
-            parts = {name: torch.from_numpy(getattr(found[-1], name)) for name in _PARTS}
-            kept.save(lambda parts=parts: parts)
     return sp.vstack(found, format="csr")
 
 
@@ -172,20 +154,14 @@ def l1_normalise(counts: sp.csr_matrix) -> np.ndarray:
 
 def rows_of(track_ids: np.ndarray, wanted: np.ndarray, counts: sp.csr_matrix) -> sp.csr_matrix:
     """Return the rows of ``counts`` (one per track id) for ``wanted``; unknown ids are empty."""
-    row = pd.Index(track_ids).get_indexer(wanted)  # -1 where there is none
-    known = row >= 0
-    found = counts[row[known]]
-    ends = np.zeros(len(row) + 1, np.int64)
-    ends[1:][known] = np.diff(found.indptr)
-    return sp.csr_matrix((found.data, found.indices, ends.cumsum()), (len(row), counts.shape[1]))
+    row = pd.Index(track_ids).get_indexer(wanted)  # -1 where there is none: the last
+    return sp.vstack([counts, sp.csr_matrix((1, counts.shape[1]), dtype=counts.dtype)], "csr")[row]
 
 
 _TRANSFORMERS = {
     "raw": FunctionTransformer(),
     "root": FunctionTransformer(np.sqrt),
-    "tf-idf": make_pipeline(
-        TfidfTransformer(norm="l1"), FunctionTransformer(sp.csr_matrix.toarray)
-    ),
+    "tf-idf": TfidfTransformer(norm="l1"),
     "standardised": StandardScaler(),
 }
 SCALES = tuple(_TRANSFORMERS)
@@ -201,4 +177,5 @@ def rescale(scale: str, features: np.ndarray, *others: np.ndarray) -> tuple[np.n
     transform = clone(_TRANSFORMERS[scale])
     scaled = [transform.fit_transform(features)]
     scaled += [transform.transform(x) if len(x) else x for x in others]
-    return tuple(np.asarray(x, np.float32) for x in scaled)
+    dense = (x.toarray() if sp.issparse(x) else x for x in scaled)
+    return tuple(np.asarray(x, np.float32) for x in dense)
