@@ -131,6 +131,9 @@ def write_spotify(folder):
     return folder
 
 
+WRITERS = dict(msd=write_msd, subset=write_subset, lastfm=write_hetrec, spotify=write_spotify)
+
+
 def in_the_form_of(source, world, folder):
     """Rewrite a synthetic world's files as the source of another profile has them.
 

@@ -16,20 +16,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from folders import (
-    HISTORY,
-    INFO,
-    SAMPLES,
-    TAGGED,
-    TRIPLETS,
-    genuine,
-    write_hetrec,
-    write_msd,
-    write_spotify,
-    write_subset,
-    write_tags,
-    write_track,
-)
+from folders import HISTORY, INFO, SAMPLES, TAGGED, TRIPLETS, WRITERS, genuine, write_tags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,10 +24,10 @@ from repro import config
 from repro.data import files, hdf5, prepare, raw, synthetic
 
 PROFILES = {
-    "msd": (replace(config.PAPER, min_songs_per_tag=2), write_msd),
-    "subset": (replace(config.SUBSET, min_songs_per_tag=1), write_subset),
-    "spotify": (replace(config.MSD_SPOTIFY, min_songs_per_tag=2), write_spotify),
-    "lastfm": (replace(config.LASTFM, min_songs_per_tag=2), write_hetrec),
+    "msd": replace(config.PAPER, min_songs_per_tag=2),
+    "subset": replace(config.SUBSET, min_songs_per_tag=1),
+    "spotify": replace(config.MSD_SPOTIFY, min_songs_per_tag=2),
+    "lastfm": replace(config.LASTFM, min_songs_per_tag=2),
 }
 TABLE = Path(__file__).with_name("FAULTS.md")
 
@@ -73,7 +60,7 @@ def pack(path, name, keep=None):
 
 
 def member(path, name, text):
-    write_hetrec(path.parent, **{name: text})
+    WRITERS["lastfm"](path.parent, **{name: text})
 
 
 def sql(path, *statements):
@@ -206,10 +193,10 @@ FAULTS = [  # errors first, by file; FAULTS.md has their messages
 def happens(fault, folder):
     """Bring the fault about, see that what must follow does, and return it in words."""
     folder.mkdir()
-    profile, write = PROFILES[fault.source]
+    profile, path = PROFILES[fault.source], WRITERS[fault.source](folder) / fault.file
     do = fault.do if isinstance(fault.do, tuple) else (fault.do,)
     do = do if callable(do[0]) else (put, *do)
-    do[0](write(folder) / fault.file, *do[1:])
+    do[0](path, *do[1:])
     if fault.holds:
         assert fault.holds(prepare.load(profile, folder), prepare.bags(profile, folder)), fault
         return fault.so
@@ -254,21 +241,19 @@ def test_the_table_says_what_happens(tmp_path):
     "named and listed as any broken track; the process that read it is replaced",
 )
 def test_a_file_that_ends_its_reader_costs_that_file_alone(tmp_path, monkeypatch):
-    tracks = "TRAAB01", "TRAAB02", "TRAAB03"
-    for track_id in tracks:
-        write_track(tmp_path, track_id, np.ones((2, 12)))
-    ask = hdf5._Worker.ask
+    tracks, ask = ("TRAAB01", "TRAAB03", "TRAAB04"), hdf5._Worker.ask
+    tree = WRITERS["subset"](tmp_path) / "MillionSongSubset"
 
     def abort(worker, question, ahead):
-        if "TRAAB02" in str((question, ahead)):
+        if "TRAAB03" in str((question, ahead)):
             worker.end()
         return ask(worker, question, ahead)
 
     monkeypatch.setattr(hdf5._Worker, "ask", abort)
-    bag = prepare.Bags(lambda t, ahead: raw.timbre(tmp_path, t, ahead), 12)
+    bag = prepare.Bags(lambda t, ahead: raw.timbre(tree, t, ahead), 12)
     bag.expect(tracks)
-    assert [len(bag(t)) for t in tracks] == [2, 0, 2]
-    assert "TRAAB02.h5: " in bag.broken(tracks, 3)["TRAAB02"]
+    assert [len(bag(t)) for t in tracks] == [3, 0, 3]
+    assert "TRAAB03.h5: " in bag.broken(tracks, 3)["TRAAB03"]
 
 
 @genuine
@@ -317,7 +302,7 @@ def test_a_lock_that_is_refused_is_a_file(tmp_path, monkeypatch, number):
 
 
 def test_reading_takes_no_lock(tmp_path):
-    folder = write_msd(tmp_path)
+    folder = WRITERS["msd"](tmp_path)
     with (
         (folder / TIMBRE).open("rb") as file,
         closing(sqlite3.connect(folder / "lastfm_tags.db")) as database,
@@ -325,7 +310,7 @@ def test_reading_takes_no_lock(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         database.execute("BEGIN EXCLUSIVE")
         assert len(raw.timbre(folder / "msd", "TRAAB01")) == 2
-        assert prepare.load(PROFILES["msd"][0], folder).tags.nnz
+        assert prepare.load(PROFILES["msd"], folder).tags.nnz
 
 
 @pytest.mark.parametrize("place", ["archive/", "../"])
@@ -333,7 +318,7 @@ def test_reading_takes_no_lock(tmp_path):
 def test_files_one_folder_away_are_found(tmp_path, place):
     asked = tmp_path / "data"
     (asked / "archive").mkdir(parents=True)
-    write_spotify(asked / place)
+    WRITERS["spotify"](asked / place)
     with pytest.raises(files.MissingData) as caught:
         prepare.load(config.MSD_SPOTIFY, asked)
     assert f"; there is one in {(asked / place).resolve()}\n" in str(caught.value)
@@ -374,9 +359,8 @@ NAMES = st.text(st.characters(codec="utf8", exclude_characters="\t\r\n\0"), min_
 @anew
 def test_triplets_come_back_as_they_were_written(rows, tmp_path):
     path = tmp_path / "plays.txt"
-    path.write_text("".join(f"{u}\t{s}\t{n}\n" for u, s, n in rows), "utf8", newline="")
-    table = raw.triplets(path).cast({"user": raw.pl.String, "song": raw.pl.String})
-    assert table.rows() == rows
+    put(path, "".join(f"{user}\t{song}\t{count}\n" for user, song, count in rows))
+    assert raw.triplets(path).cast({"user": raw.pl.String, "song": raw.pl.String}).rows() == rows
 
 
 @given(values=st.lists(st.floats(), min_size=10, max_size=10))
@@ -384,7 +368,7 @@ def test_triplets_come_back_as_they_were_written(rows, tmp_path):
 def test_descriptors_are_finite_or_left_out(values, tmp_path):
     header, _, second, *_ = INFO.splitlines(True)
     first = f"TR0,Song,ann,rock,{','.join(map(str, values))}\n"
-    (tmp_path / "Music Info.csv").write_text(header + first + second)
+    put(tmp_path / "Music Info.csv", header + first + second)
     bag = prepare.bags(config.MSD_SPOTIFY, tmp_path)
     with np.errstate(over="ignore"):
         expected = np.array([values], np.float32)
@@ -401,26 +385,22 @@ def test_a_damaged_zip_is_read_or_named(damage, tmp_path):
     content = bytearray(path.read_bytes())
     for place, byte in damage:
         content[place % len(content)] = byte
-    path.write_bytes(content)
+    put(path, bytes(content))
     try:
         assert raw.triplets(path).height == 6
     except raw.BadInput as error:
         assert path.name in str(error)
 
 
-ROWS = st.tuples(
-    st.sampled_from(["TRAAB01", "TRAAB03", "TRAAB06"]),
-    st.sampled_from(["rock", "Jazz!", "R&B"]),
-    st.floats(-1, 9, allow_nan=False),
-)
+TRACKS, TAGS = (st.sampled_from(s.split()) for s in ("TRAAB01 TRAAB03 TRAAB06", "rock Jazz! R&B"))
 
 
-@given(rows=st.lists(ROWS, max_size=30))
+@given(rows=st.lists(st.tuples(TRACKS, TAGS, st.floats(-1, 9)), max_size=30))
 @settings(anew, max_examples=15)
 def test_tags_are_those_whose_values_add_up_to_more_than_nothing(rows, tmp_path):
     rows = [*rows, ("TRAAB01", "polka", 1.0), ("TRAAB06", "polka", 1.0)]  # to train, to test
     if not any(tmp_path.iterdir()):
-        write_msd(tmp_path)
+        WRITERS["msd"](tmp_path)
     write_tags(tmp_path / "lastfm_tags.db", rows)
     data = prepare.load(replace(config.PAPER, min_songs_per_tag=1), tmp_path)
     sums = Counter()
