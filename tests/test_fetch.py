@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import h5py
@@ -59,18 +60,14 @@ def hasty(monkeypatch):
     monkeypatch.setattr(files, "_TIMEOUT", 0.5)
 
 
-def zipped(text):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("artists.dat", text)
-    return file.getvalue()
-
-
-GOOD = zipped("id\tname\n1\tAnn\n" * 4000)
+BUFFER = io.BytesIO()
+with zipfile.ZipFile(BUFFER, "w") as archive:
+    archive.writestr("artists.dat", "id\tname\n1\tAnn\n" * 4000)
+GOOD = BUFFER.getvalue()
 MD5 = f"md5:{hashlib.md5(GOOD, usedforsecurity=False).hexdigest()}"
 
 
-def source(folder, name="tags.zip", digest=""):
+def source(folder, name, digest=""):
     """Return what is asked for; of an archive a folder."""
     path = folder / "data" / name.replace("subset.tar.gz", "MillionSongSubset")
     about = "tags", "example.org", "3 MB", "research", f"https://files.grouplens.org/{name}"
@@ -79,7 +76,7 @@ def source(folder, name="tags.zip", digest=""):
 
 @pytest.fixture
 def wanted(tmp_path):
-    return source(tmp_path, digest=MD5)
+    return source(tmp_path, "tags.zip", MD5)
 
 
 def get(wanted, server):
@@ -141,6 +138,7 @@ def in_a_circle(handler):
 
 ONE, TWO, THREE = (f"A/A/A/TRAAAAW128F429D53{number}.h5" for number in (7, 8, 9))
 TREE = packed({f"MillionSongSubset/{ONE}": b"\x89HDF", "x": bytes(range(256)) * 400})
+# the digest where it is known, the file, what comes, what is said
 BROKEN = {
     "cut short": (MD5, "tags.zip", cut, "IncompleteRead"),
     "stalled": (MD5, "tags.zip", stalled, "timed out"),
@@ -205,20 +203,16 @@ def test_patience_is_rewarded(server, wanted, answer):
 
 @pytest.mark.fault("a download sent elsewhere", "followed to the listed hosts alone")
 def test_redirections_are_followed_to_trusted_hosts_alone(server, wanted, monkeypatch):
-    def elsewhere(handler):
-        handler.give(b"", sent_to=f"{server.url}/other/tags.zip")
-
-    server.answers |= {"tags.zip": elsewhere, "other/tags.zip": GOOD}
-    trusted = {f"{server.url}/tags.zip", f"{server.url}/other/tags.zip"}
-    monkeypatch.setattr(files, "_is_listed", lambda url: url in trusted)
-    wanted = replace(wanted, url=f"{server.url}/tags.zip")
-    assert files.fetch(wanted, progress=False)
-    wanted.path.unlink()
-    trusted.remove(f"{server.url}/other/tags.zip")
-    server.asked.clear()
+    trusted = [f"{server.url}/tags.zip", f"{server.url}/other/tags.zip"]
+    server.answers["tags.zip"] = lambda handler: handler.give(b"", sent_to=trusted[1])
+    server.answers["other/tags.zip"] = GOOD
+    wanted = replace(wanted, url=trusted[0])
+    monkeypatch.setattr(files, "_is_listed", lambda url: url == trusted[0])
     with pytest.raises(files.FetchError, match="not one of the listed hosts"):
         files.fetch(wanted, progress=False)
     assert set(server.asked) == {"/tags.zip"} and not wanted.path.exists()
+    monkeypatch.setattr(files, "_is_listed", lambda url: url in trusted)
+    assert files.fetch(wanted, progress=False)
 
 
 @pytest.mark.fault("an address of another host, or without TLS", "refused, nothing read")
@@ -256,10 +250,8 @@ def test_a_tree_is_unpacked_in_its_place_and_nowhere_else(server, tmp_path):
 def test_a_full_disk_keeps_the_archive(server, tmp_path, monkeypatch):
     tree, server.answers["subset.tar.gz"] = source(tmp_path, "subset.tar.gz"), TREE
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
         patch.setattr(tarfile.TarFile, "extract", full)
         get(tree, server)
     assert left(tree) == [files.NOTES, "subset.tar.gz"]
@@ -282,32 +274,34 @@ def test_two_downloads_do_not_meet(server, wanted):
 # --- the command
 
 
+def command(capsys, *words):
+    """Return the exit status of ``fetch`` and what it told."""
+    return main(["fetch", *words]), capsys.readouterr().out
+
+
 def test_the_command_fetches_what_a_profile_reads_and_says_what_it_cannot(server, tmp_path, capsys):
     server.answers["hetrec2011-lastfm-2k.zip"] = GOOD  # not the genuine one
     where = ["--data", str(tmp_path)]
-    assert main(["fetch", "lastfm", *where, "--mirror", server.url]) == 1
-    told = capsys.readouterr().out
-    assert "hash" in told and "log in to kaggle.com" in told
-    assert main(["fetch", "lastfm", *where, "--offline"]) == 1
-    assert "missing hetrec2011-lastfm-2k.zip" in capsys.readouterr().out
-    assert main(["fetch", "no such", *where]) == 2
-    assert main(["fetch", "--list", *where]) == 0
-    told = capsys.readouterr().out
-    assert all(name in told and files.find(name, tmp_path).licence in told for name in files.NAMES)
+    status, told = command(capsys, "lastfm", *where, "--mirror", server.url)
+    assert status == 1 and "hash" in told and "log in to kaggle.com" in told
+    status, told = command(capsys, "lastfm", *where, "--offline")
+    assert status == 1 and "missing hetrec2011-lastfm-2k.zip" in told
+    assert command(capsys, "no such", *where)[0] == 2
+    status, told = command(capsys, "--list", *where)
+    licences = [files.find(name, tmp_path).licence for name in files.NAMES]
+    assert status == 0 and all(said in told for said in (*files.NAMES, *licences))
 
 
 def test_the_command_reads_what_is_there_when_nothing_is_missing(tmp_path, monkeypatch, capsys):
-    write_subset(tmp_path)
-    words = ["fetch", "subset", "--data", str(tmp_path)]
-    assert main(words) == 1  # six tracks are too few for the profile's tags
-    assert capsys.readouterr().out.endswith("which profile subset asks for\n")
+    words = "subset", "--data", str(write_subset(tmp_path))
+    status, told = command(capsys, *words)  # six tracks are too few for the profile's tags
+    assert status == 1 and told.endswith("which profile subset asks for\n")
     monkeypatch.setitem(PROFILES, "subset", replace(PROFILES["subset"], min_songs_per_tag=2))
-    assert main(words) == 0
-    told = capsys.readouterr().out
-    assert "  6 triplets read\n" in told
+    status, told = command(capsys, *words)
+    assert status == 0 and "  6 triplets read\n" in told
     assert told.endswith("  of 2 tried, 0 whose content cannot be read\n")
     with h5py.File(tmp_path / "MillionSongSubset/A/A/B/TRAAB03.h5", "a") as file:
         file["analysis/segments_timbre"][0, 0] = float("nan")
-    assert main(words) == 0
-    told = capsys.readouterr().out
-    assert "  of 2 tried, 1 whose content cannot be read\n" in told and "TRAAB03.h5: " in told
+    status, told = command(capsys, *words)
+    assert status == 0 and "  of 2 tried, 1 whose content cannot be read\n" in told
+    assert "TRAAB03.h5: " in told
