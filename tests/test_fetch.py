@@ -10,6 +10,7 @@ import time
 import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import Mock
 from urllib.parse import urlsplit
@@ -122,29 +123,27 @@ def packed(members):
     return file.getvalue()
 
 
-def cut(handler):
-    handler.give(GOOD[: len(GOOD) // 2], length=len(GOOD))
+def pieces(pause, *ends):
+    """Return an answer that gives the file up to each of ``ends``, and then pauses."""
 
+    def answer(handler):
+        handler.give(b"", length=len(GOOD))
+        for start, end in pairwise((0, *ends)):
+            handler.wfile.write(GOOD[start:end])
+            time.sleep(pause)
 
-def stalled(handler):
-    handler.give(GOOD[:100], length=len(GOOD))
-    handler.wfile.flush()
-    time.sleep(1)
-
-
-def in_a_circle(handler):
-    handler.give(b"", sent_to="/tags.zip")
+    return answer
 
 
 ONE, TWO, THREE = (f"A/A/A/TRAAAAW128F429D53{number}.h5" for number in (7, 8, 9))
 TREE = packed({f"MillionSongSubset/{ONE}": b"\x89HDF", "x": bytes(range(256)) * 400})
 # the digest where it is known, the file, what comes, what is said
 BROKEN = {
-    "cut short": (MD5, "tags.zip", cut, "IncompleteRead"),
-    "stalled": (MD5, "tags.zip", stalled, "timed out"),
+    "cut short": (MD5, "tags.zip", pieces(0, 9_000), "IncompleteRead"),
+    "stalled": (MD5, "tags.zip", pieces(1, 9_000), "timed out"),
     "corrupt": (MD5, "tags.zip", GOOD[:50] + b"x" + GOOD[51:], "hash"),
     "a page": (MD5, "tags.zip", b"<html>Please log in</html>", "hash"),
-    "in a circle": (MD5, "tags.zip", in_a_circle, "redirects"),
+    "in a circle": (MD5, "tags.zip", lambda h: h.give(b"", sent_to="/tags.zip"), "redirects"),
     "missing": (MD5, "tags.zip", None, "404"),
     "no end of a zip": ("", "tags.zip", GOOD[:-30], "no whole zip"),
     "a damaged member": ("", "tags.zip", GOOD.replace(b"Ann", b"Bob", 1), "damaged"),
@@ -152,12 +151,7 @@ BROKEN = {
     "no database": ("", "tags.db", b"text", "another kind"),
     "a page for ids": ("", "ids.txt", b"<!DOCTYPE html>", "another kind"),
     "an archive cut": ("", "subset.tar.gz", TREE[:-200], "unpacked and is removed"),
-    "an archive without tracks": (
-        "",
-        "subset.tar.gz",
-        packed({"README": b"hello"}),
-        "holds no track",
-    ),
+    "no tracks": ("", "subset.tar.gz", packed({"README": b"hello"}), "holds no track"),
     "an archive of a wrong checksum": ("", "subset.tar.gz", TREE[:-8] + bytes(8), "CRC"),
 }
 
@@ -181,18 +175,14 @@ def test_what_is_broken_leaves_nothing(server, tmp_path, digest, name, answer, s
 
 def once(handler):
     handler.server.answers["tags.zip"] = GOOD
-    cut(handler)
+    pieces(0, 9_000)(handler)
 
 
-def drop_by_drop(handler):
-    handler.give(GOOD[:10], length=len(GOOD))
-    for part in range(4):
-        time.sleep(0.2)  # less than the patience each, more in all
-        handler.wfile.write(GOOD[10 + part * 100 : 110 + part * 100])
-    handler.wfile.write(GOOD[410:])
+# less than the patience each, more in all
+DROP_BY_DROP = pieces(0.2, *range(100, 500, 100), len(GOOD))
 
 
-@pytest.mark.parametrize("answer", [once, drop_by_drop])
+@pytest.mark.parametrize("answer", [once, DROP_BY_DROP])
 @pytest.mark.fault("a download that breaks off once", "tried again")
 @pytest.mark.fault("a download that is slow", "waited for as long as bytes come")
 def test_patience_is_rewarded(server, wanted, answer):
