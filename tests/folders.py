@@ -7,7 +7,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import polars as pl
 import pytest
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -132,55 +131,3 @@ def write_spotify(folder):
 
 
 WRITERS = dict(msd=write_msd, subset=write_subset, lastfm=write_hetrec, spotify=write_spotify)
-
-
-def in_the_form_of(source, world, folder):
-    """Rewrite a synthetic world's files as the source of another profile has them.
-
-    ``subset`` holds the audio of four tracks of five, and the listening and tags of all;
-    ``spotify`` has for its descriptors the mean of the first ten coefficients of a track.
-    """
-    folder.mkdir()
-    if source == "spotify":
-        (folder / "world.json").symlink_to(world / "world.json")  # it is synthetic, and says so
-        write_tables(world, folder)
-        return folder
-    for path in world.iterdir():
-        (folder / path.name).symlink_to(path)
-    if source == "subset":
-        (folder / "msd").unlink()
-        for i, path in enumerate(sorted(world.glob("msd/?/?/?/*.h5"))):
-            copy = folder / "MillionSongSubset" / path.relative_to(world / "msd")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            if i % 5:
-                copy.symlink_to(path)
-    return folder
-
-
-def write_tables(world, folder):
-    """Write a synthetic world's tracks and listening as two tables."""
-    with closing(sqlite3.connect(world / "track_metadata.db")) as database:
-        database.execute("ATTACH ? AS lastfm", [str(world / "lastfm_tags.db")])
-        tracks = database.execute(
-            "SELECT track_id, song_id, title, artist_name, IFNULL(said, '') FROM songs LEFT JOIN"
-            " (SELECT tids.tid, GROUP_CONCAT(REPLACE(LOWER(tags.tag), ' ', '_'), ', ') AS said"
-            " FROM tid_tag JOIN tids ON tids.ROWID = tid_tag.tid"
-            " JOIN tags ON tags.ROWID = tid_tag.tag GROUP BY tids.tid)"
-            " ON tid = track_id ORDER BY track_id"
-        ).fetchall()
-    rows, track_of = [], {}
-    for track, song, *about in tracks:
-        with h5py.File(world.joinpath("msd", *track[2:5], f"{track}.h5")) as file:
-            frames = file["analysis/segments_timbre"][:]
-        if len(frames):
-            track_of.setdefault(song, track)
-            rows.append((track, *about, *frames[:, :10].mean(0)))
-    names = ["track_id", "name", "artist", "tags", *DESCRIPTORS.split(",")]
-    pl.DataFrame(rows, names, orient="row").write_csv(folder / "Music Info.csv")
-    names = ["user_id", "track_id", "playcount"]
-    plays = pl.read_csv(
-        world / "train_triplets.txt", separator="\t", has_header=False, new_columns=names
-    )
-    plays = plays.with_columns(pl.col("track_id").replace_strict(track_of, default=None))
-    plays = plays.drop_nulls().select("track_id", "user_id", "playcount")
-    plays.write_csv(folder / "User Listening History.csv")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,92 +10,107 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
-from folders import in_the_form_of
 
 from repro import config
 from repro.config import ROOT
-from repro.data import prepare, synthetic
+from repro.data import prepare, raw, synthetic
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world") / "files"
-    synthetic.write_world(config.SMOKE.world, 1, folder)
-    return folder
+def as_subset(world):
+    """Leave the audio of four tracks of five, and the listening and tags of all."""
+    tree = (world / "msd").rename(world / "MillionSongSubset")
+    for path in sorted(tree.glob("?/?/?/*.h5"))[::5]:
+        path.unlink()
 
 
-def listening(data, name):
-    """Return users x songs, labelled; ``name`` turns an item's id into its song's."""
-    plays = pd.DataFrame(data.plays.toarray(), data.user_ids, [name(i) for i in data.item_ids])
+def as_tables(world):
+    """Write two tables beside; descriptors are the means of the first ten coefficients."""
+    with closing(sqlite3.connect(world / "track_metadata.db")) as database:
+        database.execute("ATTACH ? AS lastfm", [str(world / "lastfm_tags.db")])
+        tracks = database.execute(
+            "SELECT track_id, song_id, title, artist_name, IFNULL(said, '') FROM songs LEFT JOIN"
+            " (SELECT tids.tid, GROUP_CONCAT(REPLACE(LOWER(tags.tag), ' ', '_'), ', ') AS said"
+            " FROM tid_tag JOIN tids ON tids.ROWID = tid_tag.tid"
+            " JOIN tags ON tags.ROWID = tid_tag.tag GROUP BY tids.tid)"
+            " ON tid = track_id ORDER BY track_id"
+        ).fetchall()
+    rows, track_of = [], {}
+    for track, song, *about in tracks:
+        frames = raw.timbre(world / "msd", track)
+        if len(frames):
+            track_of.setdefault(song, track)
+            rows.append((track, *about, *frames[:, :10].mean(0)))
+    names = ["track_id", "name", "artist", "tags", *prepare.DESCRIPTORS]
+    pl.DataFrame(rows, names, orient="row").write_csv(world / "Music Info.csv")
+    plays = raw.triplets(world / "train_triplets.txt")
+    song = pl.col("song").cast(pl.String)
+    plays = plays.with_columns(track_id=song.replace_strict(track_of, default=None)).drop_nulls()
+    plays = plays.select("track_id", user_id="user", playcount="count")
+    plays.write_csv(world / "User Listening History.csv")
+
+
+def as_paper(world):
+    """Give every tagged track some twenty of fifty more tags, as profile ``paper`` asks for."""
+    with closing(sqlite3.connect(world / "lastfm_tags.db")) as database, database:
+        (tracks,) = database.execute("SELECT MAX(ROWID) FROM tids").fetchone()
+        (tags,) = database.execute("SELECT MAX(ROWID) FROM tags").fetchone()
+        names = [(f"sound {first}{second}",) for first in "abcdefghij" for second in "klmno"]
+        database.executemany("INSERT INTO tags VALUES (?)", names)
+        given = np.argwhere(np.random.default_rng(0).random((tracks, 50)) < 0.45)
+        rows = ((*row, 100.0) for row in (given + np.array([1, tags + 1])).tolist())
+        database.executemany("INSERT INTO tid_tag VALUES (?, ?, ?)", rows)
+
+
+def listening(data, song_of):
+    """Return users x songs, labelled; ``song_of`` knows the songs of items that are tracks."""
+    songs = [song_of.get(item, item) for item in data.item_ids]
+    plays = pd.DataFrame(data.plays.toarray(), data.user_ids, songs)
     return plays.loc[plays.any(axis=1)].sort_index(axis=1)
 
 
-def test_every_source_reads_the_same_listening(world, tmp_path):
-    few = {"min_songs_per_tag": 5}
+def test_every_source_reads_the_same_listening(tmp_path):
+    world, few = tmp_path / "world", {"min_songs_per_tag": 5}
+    synthetic.write_world(config.SMOKE.world, 1, world)
     expected = prepare.load(config.SMOKE, world)
     song_of = dict(zip(expected.item_tracks, expected.item_ids, strict=True))
+    whole = listening(expected, song_of)
 
-    folder = in_the_form_of("msd", world, tmp_path / "msd")
-    paper = prepare.load(replace(config.PAPER, **few), folder)
+    paper = prepare.load(replace(config.PAPER, **few), world)
     for name in ("user_ids", "item_ids", "item_tracks", "item_names", "vocabulary", "tag_train"):
         assert np.array_equal(getattr(paper, name), getattr(expected, name))
     assert (paper.plays != expected.plays).nnz == (paper.tags != expected.tags).nnz == 0
 
-    folder = in_the_form_of("subset", world, tmp_path / "subset")
-    subset = prepare.load(replace(config.SUBSET, **few), folder)
-    found, whole = listening(subset, str), listening(expected, str)
-    assert 0.7 < found.shape[1] / whole.shape[1] < 0.9
-    assert (found == whole.loc[found.index, found.columns]).all(axis=None)
-
-    folder = in_the_form_of("spotify", world, tmp_path / "spotify")
-    spotify = prepare.load(replace(config.MSD_SPOTIFY, **few), folder)
-    found = listening(spotify, lambda track: song_of.get(track, track))
-    shared = found.columns.intersection(whole.columns)
-    assert len(shared) > 0.97 * whole.shape[1]  # those whose one track is silent are not there
-    users = whole.index.intersection(found.index)
-    assert (found.loc[users, shared] == whole.loc[users, shared]).all(axis=None)
-
-
-# What a profile's own settings need to choose from.
-WORLDS = {
-    "subset": replace(config.World(), users=6_000, songs=3_000),
-    "msd-spotify": replace(config.World(), users=6_000, songs=3_000),
-    "paper": replace(config.World(), users=30_000, songs=15_000),
-}
-
-
-def tag_more(folder):
-    """Give every tagged track some twenty of fifty more tags, as profile ``paper`` asks for."""
-    path, rng = folder / "lastfm_tags.db", np.random.default_rng(0)
-    shutil.copy(path, folder / "copy")  # in the place of a link
-    (folder / "copy").replace(path)
-    with closing(sqlite3.connect(path)) as database, database:
-        (tracks,) = database.execute("SELECT MAX(ROWID) FROM tids").fetchone()
-        (tags,) = database.execute("SELECT MAX(ROWID) FROM tags").fetchone()
-        names = [(f"sound {'abcdefghij'[i % 10]}{'klmno'[i // 10]}",) for i in range(50)]
-        database.executemany("INSERT INTO tags VALUES (?)", names)
-        given = np.argwhere(rng.random((tracks, 50)) < 0.45) + np.array([1, tags + 1])
-        rows = ((*row, 100.0) for row in given.tolist())
-        database.executemany("INSERT INTO tid_tag VALUES (?, ?, ?)", rows)
+    # of the tables, those whose one track is silent are not there
+    for form, profile, least, most in (
+        (as_tables, config.MSD_SPOTIFY, 0.97, 1.0),
+        (as_subset, config.SUBSET, 0.7, 0.9),
+    ):
+        form(world)
+        found = listening(prepare.load(replace(profile, **few), world), song_of)
+        shared = found.columns.intersection(whole.columns)
+        assert least < len(shared) / whole.shape[1] <= most
+        users = whole.index.intersection(found.index)
+        assert len(users) > 0.9 * len(whole)
+        assert (found.loc[users, shared] == whole.loc[users, shared]).all(axis=None)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", WORLDS)
-def test_a_whole_run_on_files_in_its_form(name, tmp_path):
-    source, profile = tmp_path / "files", config.PROFILES[name]
-    synthetic.write_world(WORLDS[name], 1, source)
-    folder = in_the_form_of(profile.source, source, tmp_path / name)
-    if name == "paper":
-        tag_more(folder)
-    command = [sys.executable, "-m", "repro", "--profile", name, "--data", str(folder)]
+@pytest.mark.parametrize(  # as many songs as a profile's own settings need to choose from
+    ("name", "form", "songs"),
+    [("subset", as_subset, 3_000), ("msd-spotify", as_tables, 3_000), ("paper", as_paper, 15_000)],
+)
+def test_a_whole_run_on_files_in_its_form(name, form, songs, tmp_path):
+    world = tmp_path / "files"
+    synthetic.write_world(replace(config.World(), users=2 * songs, songs=songs), 1, world)
+    form(world)
+    command = [sys.executable, "-m", "repro", "--profile", name, "--data", str(world)]
     environment = os.environ | {"REPRO_RESULTS": str(tmp_path / "results")}
     subprocess.run(command, env=environment, cwd=ROOT, check=True)
     folder = tmp_path / "results" / name
     assert len(json.loads((folder / "manifest.json").read_text())) == 6
-    tables = folder / "06_cold_start_evaluation" / "tables"
-    table = pd.read_csv(tables / "out_of_matrix.csv")
+    table = pd.read_csv(folder / "06_cold_start_evaluation" / "tables" / "out_of_matrix.csv")
     recall = table[table["metric"] == "R@40"].set_index("system")["mean"]
-    print(recall)
-    assert recall["CF + deep"] > 1.1 * recall["random"]
+    assert recall["CF + deep"] > 1.1 * recall["random"], recall
     assert "synthetic data" in (folder / "README.md").read_text()
