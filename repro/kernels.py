@@ -25,9 +25,8 @@ from threadpoolctl import ThreadpoolController
 # ---- Threads: kernels and NumPy release the GIL. For one caller at a time, and not after a fork.
 
 
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all that is loaded: once is enough
+_libraries = cache(ThreadpoolController)  # looks through all that is loaded: once is enough
+_pool = cache(ThreadPoolExecutor)
 
 
 def one_blas_thread():
@@ -36,11 +35,6 @@ def one_blas_thread():
     Those that it wakes for a large product go on spinning for a while after it.
     """
     return _libraries().limit(limits=1, user_api="blas")
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
 
 
 def parallel_map(task: Callable, chunks: Iterable) -> list:
@@ -62,17 +56,14 @@ def compiled(function=None, **options):
 # sums are a tile of a matrix, and not at the full width of every processor.
 
 
-def _lanes() -> int:
-    try:
-        return 16 if binding.get_host_cpu_features().get("avx512f") else 8
-    except RuntimeError:  # LLVM does not know every processor
-        return 8
-
-
-LANES = _lanes()  # float32 values in a vector
+try:  # float32 values in a vector
+    LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+except RuntimeError:  # LLVM does not know every processor
+    LANES = 8
 PANEL = 8  # rows of a system at a time: enough sums to hide an addition's delay; at most LANES
 
 _FLOAT, _BYTE, _INT, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_VECTOR, _MASK = ir.VectorType(_FLOAT, LANES), ir.IntType(LANES)  # a bit for each value
 
 
 def aligned(rows: int, columns: int) -> np.ndarray:
@@ -89,8 +80,6 @@ class Vectors:
     numbers and values, given one after the other.
     """
 
-    zero = ir.VectorType(_FLOAT, LANES)(None)
-
     def __init__(self, context, builder, signature, args):
         self.builder = builder
         self.args = [
@@ -104,70 +93,47 @@ class Vectors:
             pointer = self.builder.gep(pointer, [step])
         return self.builder.bitcast(pointer, kind.as_pointer())
 
-    def load(self, pointer, *place):
-        return self.builder.load(self._at(pointer, place, self.zero.type), align=4)
+    def load(self, pointer, *place, kind=_VECTOR):
+        return self.builder.load(self._at(pointer, place, kind), align=4)
 
     def store(self, value, pointer, *place):
         """Write a vector, or a single value."""
         self.builder.store(value, self._at(pointer, place, value.type), align=4)
-
-    def broadcast(self, value):
-        first = ir.VectorType(value.type, LANES)(ir.Undefined)
-        first = self.builder.insert_element(first, value, _INT(0))
-        return self.shuffle(first, first, [0] * LANES)
-
-    def broadcast_at(self, pointer, *place):
-        return self.broadcast(self.builder.load(self._at(pointer, place, _FLOAT)))
-
-    def lane(self, vector, number: int):
-        return self.builder.extract_element(vector, _INT(number))
 
     def shuffle(self, a, b, lanes):
         """Return the numbered lanes of ``a`` followed by ``b``."""
         lanes = ir.VectorType(_INT, len(lanes))([_INT(lane) for lane in lanes])
         return self.builder.shuffle_vector(a, b, lanes)
 
-    def multiply(self, a, b):
-        return self.builder.fmul(a, b, flags=("contract",))
+    def broadcast(self, value):
+        first = self.builder.insert_element(_VECTOR(ir.Undefined), value, _INT(0))
+        return self.shuffle(first, first, [0] * LANES)
+
+    def broadcast_at(self, pointer, *place):
+        return self.broadcast(self.load(pointer, *place, kind=_FLOAT))
 
     def multiply_add(self, a, b, c):
         """Return a b + c, in one instruction where there is one."""
-        return self.builder.fadd(self.multiply(a, b), c, flags=("contract",))
+        product = self.builder.fmul(a, b, flags=("contract",))
+        return self.builder.fadd(product, c, flags=("contract",))
 
     def add_to(self, total, a, b):
-        """Add a b to a variable."""
+        """Add a b to a variable, which the compiler keeps in a register."""
         self.builder.store(self.multiply_add(a, b, self.builder.load(total)), total)
 
-    def count(self, total, mask):
-        """Add to a long integer variable the number of lanes where ``mask`` holds."""
-        bits = self.builder.bitcast(mask, ir.IntType(LANES))
-        more = self.builder.zext(self.builder.ctpop(bits), _LONG)
-        self.builder.store(self.builder.add(self.builder.load(total), more), total)
-
-    def variables(self, values):
-        """Return what a loop may change; the compiler keeps it in registers."""
-        return [cgutils.alloca_once_value(self.builder, value) for value in values]
-
     def times(self, a, number: int):
-        """Return a multiple of a value."""
         return self.builder.mul(a, _LONG(number))
 
-    def loop(self, count):
-        """Return the context of a loop whose ``index`` runs up to ``count``."""
-        return cgutils.for_range(self.builder, count)
-
-    def loop_vectors(self, count):
-        """Return that of a loop over ``count`` values, a vector at a time."""
-        return self.loop(self.builder.udiv(count, _LONG(LANES)))
+    def loop(self, count, step=LANES):
+        """Return the context of a loop over every ``step``-th place up to ``count``."""
+        return cgutils.for_range_slice(self.builder, _LONG(0), count, _LONG(step))
 
 
-def simd(write=None, *, returns=types.void):
+def simd(write, returns=types.void):
     """Make a function for kernels of ``write(v, *args)``, which writes its instructions.
 
     Arrays are taken as flat, each followed by the place where its part begins (``_at``).
     """
-    if write is None:
-        return lambda write: simd(write, returns=returns)
 
     @intrinsic
     @wraps(write)
@@ -176,8 +142,7 @@ def simd(write=None, *, returns=types.void):
 
         def generate(context, builder, signature, args):
             v = Vectors(context, builder, signature, args)
-            found = write(v, *v.args)
-            return context.get_dummy_value() if found is None else found
+            return write(v, *v.args) or context.get_dummy_value()
 
         return returns(*kinds), generate
 
@@ -185,31 +150,30 @@ def simd(write=None, *, returns=types.void):
 
 
 @simd
-def prefetch(v, array, place):
-    """Ask for the cache line at ``place`` of an array."""
+def prefetch(v, array, place, count):
+    """Ask for the cache lines of ``count`` values of an array."""
     byte = _BYTE.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
     ask = v.builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-    where = v.builder.bitcast(v.builder.gep(array, [place]), byte)
-    v.builder.call(ask, [where, _INT(0), _INT(3), _INT(1)])  # to read, keep close, data
+    with v.loop(count, 16) as (c, _):  # to read, keep close, data
+        v.builder.call(ask, [v._at(array, (place, c), _BYTE), _INT(0), _INT(3), _INT(1)])
 
 
 @simd
 def copy_scaled(v, source, source_at, scale, count, out, out_at):
     """Write ``count`` values of ``source`` times ``scale`` to ``out``."""
     scale = v.broadcast(scale)
-    with v.loop_vectors(count) as turn:
-        c = v.times(turn.index, LANES)
-        v.store(v.multiply(scale, v.load(source, source_at, c)), out, out_at, c)
+    with v.loop(count) as (c, _):
+        v.store(v.builder.fmul(scale, v.load(source, source_at, c)), out, out_at, c)
 
 
 @simd
 def add_product(v, a, a_at, b, b_at, stride, depth, out, out_at):
     """Add A'B to PANEL rows of LANES columns of ``out``; all three have the same stride."""
     rows = [v.times(stride, r) for r in range(PANEL)]
-    sums = v.variables(v.load(out, out_at, row) for row in rows)
-    with v.loop(depth) as turn:
-        begin = v.builder.mul(turn.index, stride)
+    sums = [cgutils.alloca_once_value(v.builder, v.load(out, out_at, row)) for row in rows]
+    with v.loop(depth, 1) as (turn, _):
+        begin = v.builder.mul(turn, stride)
         right = v.load(b, b_at, begin)
         for r, total in enumerate(sums):
             v.add_to(total, v.broadcast_at(a, a_at, begin, r), right)
@@ -221,8 +185,7 @@ def add_product(v, a, a_at, b, b_at, stride, depth, out, out_at):
 def add_rows(v, g, g_at, stride, x, x_at, out, width):
     """Add the sum of LANES rows of ``g``, each times its value of ``x``, to ``out``."""
     weights = [v.broadcast_at(x, x_at, r) for r in range(LANES)]
-    with v.loop_vectors(width) as turn:
-        c = v.times(turn.index, LANES)
+    with v.loop(width) as (c, _):
         total = v.load(out, c)
         for r, weight in enumerate(weights):
             total = v.multiply_add(weight, v.load(g, g_at, v.times(stride, r), c), total)
@@ -236,9 +199,8 @@ def _dots(rows: int, columns: int):
     def dots(v, a, a_at, a_stride, b, b_at, b_stride, depth, out, out_at, stride):
         left = [v.times(a_stride, r) for r in range(rows)]
         right = [v.times(b_stride, r) for r in range(columns)]
-        sums = v.variables([v.zero] * LANES)
-        with v.loop_vectors(depth) as turn:
-            c = v.times(turn.index, LANES)
+        sums = [cgutils.alloca_once_value(v.builder, _VECTOR(None)) for _ in range(LANES)]
+        with v.loop(depth) as (c, _):
             x = [v.load(a, a_at, row, c) for row in left]
             y = [v.load(b, b_at, row, c) for row in right]
             for place, total in enumerate(sums):
@@ -252,12 +214,9 @@ def _dots(rows: int, columns: int):
                 v.builder.fadd(v.shuffle(*pair, low), v.shuffle(*pair, high))
                 for pair in zip(parts[::2], parts[1::2], strict=True)
             ]
-        if columns == 1:
-            v.store(parts[0], out, out_at)
-        else:
-            for r in range(rows):
-                row = v.shuffle(*parts * 2, range(r * columns, (r + 1) * columns))
-                v.store(row, out, out_at, v.times(stride, r))
+        for r in range(rows):
+            row = v.shuffle(*parts * 2, range(r * columns, (r + 1) * columns))
+            v.store(row, out, out_at, v.times(stride, r))
 
     return dots
 
@@ -308,7 +267,10 @@ class Rows:
         lengths = np.diff(matrix.indptr)
         order = np.argsort(-lengths, kind="stable")
         if _on_processor(device):
-            bounds = _even_bounds(lengths[order].astype(np.float64), factors)
+            length = lengths[order].astype(np.float64)
+            short, long = np.minimum(length, factors), np.maximum(length, factors)
+            work = np.cumsum(short**2 * long + short**3 / 3 + 50.0 * factors * length)
+            bounds = np.searchsorted(work, work.max(initial=0) / _CHUNKS * np.arange(1, _CHUNKS))
         else:
             order = order[: np.count_nonzero(lengths)]  # the others are at their prior means
             bounds = _batch_bounds(lengths[order], factors)
@@ -317,14 +279,6 @@ class Rows:
         arrays = indptr, indices, np.sqrt(matrix.data).astype(np.float32)
         arrays, chunks = ([torch.from_numpy(x).to(device) for x in xs] for xs in (arrays, chunks))
         return cls(matrix.shape[1], *arrays, chunks)
-
-
-def _even_bounds(length, factors: int):
-    """Cut rows by falling length into chunks of about the same number of operations."""
-    short, long = np.minimum(length, factors), np.maximum(length, factors)
-    gather = 50.0 * factors * length
-    work = np.cumsum(short**2 * long + short**3 / 3 + gather)
-    return np.searchsorted(work, work.max(initial=0) * np.arange(1, _CHUNKS) / _CHUNKS)
 
 
 def _batch_bounds(length, factors: int):
@@ -383,22 +337,15 @@ def _solve_chunks(fixed, rows: Rows, ridge, prior) -> np.ndarray:
 
     def solve_chunk(chunk):
         chunk = chunk.numpy()
-        longest = int((plays[0][chunk + 1] - plays[0][chunk]).max())
         z = aligned(len(chunk), white.shape[1])
         if prior is not None:
             z[:, :k] = ridge * prior.numpy()[chunk] @ inverse.T
-        _solve_rows(chunk, plays, white, z, k, _room(min(longest, k), k))
+        room = aligned(4, (max(k, _STRIP) + LANES) * _stride(k))
+        _solve_rows(chunk, plays, white, z, k, tuple(room))
         x[chunk] = z[:, :k] @ inverse
 
     parallel_map(solve_chunk, rows.chunks)
     return x
-
-
-def _room(side: int, k: int) -> tuple[np.ndarray, ...]:
-    """Return space for the gathered factors, a system, its multiples and its solution."""
-    gathered = max((side + LANES) * (k + -k % LANES), _STRIP * _stride(k))
-    system = (side + LANES) * _stride(k)
-    return tuple(aligned(1, n)[0] for n in (gathered, system, system, side + 3 * LANES))
 
 
 @compiled
@@ -418,7 +365,7 @@ def _solve_rows(rows, plays, white, z, k, room):
         if turn + 1 < len(rows):  # the next row's factors come in while this one is solved
             first = indptr[rows[turn + 1]]
             for play in range(first, min(first + _STRIP, indptr[rows[turn + 1] + 1])):
-                _prefetch_row(white, indices[play])
+                prefetch(white, indices[play] * width, width)
         part = slice(indptr[rows[turn]], indptr[rows[turn] + 1])
         length = part.stop - part.start
         side = min(length, k)
@@ -438,17 +385,11 @@ def _solve_rows(rows, plays, white, z, k, room):
 @compiled
 def _gather(indices, root, white, g, stride):
     """Write the scaled factors of some plays into the rows of ``g``."""
+    width = white.shape[1]
     for play in range(len(indices)):
         if play + _AHEAD < len(indices):
-            _prefetch_row(white, indices[play + _AHEAD])
-        place = indices[play] * white.shape[1]
-        copy_scaled(white, place, root[play], white.shape[1], g, play * stride)
-
-
-@compiled
-def _prefetch_row(white, row):
-    for c in range(0, white.shape[1], 16):
-        prefetch(white, row * white.shape[1] + c)
+            prefetch(white, indices[play + _AHEAD] * width, width)
+        copy_scaled(white, indices[play] * width, root[play], width, g, play * stride)
 
 
 @compiled
@@ -500,13 +441,12 @@ def _eliminate(system, multiples, n, stride, x):
                 _finish_first(system, multiples, stride, own, at)
             else:
                 _finish_next(system, multiples, stride, own, at)
-        for row in range(i, i + PANEL):
-            for c in range(j + LANES, end):  # read below, times zero, whatever was left there
-                multiples[row * stride + c] = 0
+        for row in range(i, i + PANEL):  # read below, times zero, whatever was left there
+            multiples[row * stride + j + LANES : row * stride + end] = 0
     x[end : end + LANES] = 0
     for i in range(end - LANES, -1, -LANES):
         after = i * stride + i + LANES
-        dot_column(multiples, after, stride, x, i + LANES, 0, end - LANES - i, x, i, 0)
+        dot_column(multiples, after, stride, x, i + LANES, 0, end - LANES - i, x, i, 1)
         _substitute(multiples, n, stride, i, x)
 
 
@@ -523,16 +463,16 @@ def _finish(first: bool):
         for r, row in enumerate(rows):
             v.store(x[r], system, at, row)
             if first:
-                inverse = v.builder.fdiv(_FLOAT(-1.0), v.lane(x[r], r))
-                factors = v.multiply(v.broadcast(inverse), x[r])
+                inverse = v.builder.fdiv(_FLOAT(-1.0), v.builder.extract_element(x[r], _INT(r)))
+                factors = v.builder.fmul(v.broadcast(inverse), x[r])
                 v.store(factors, multiples, at, row)
                 v.store(inverse, multiples, at, row, r)
             else:
                 scale = v.broadcast_at(multiples, own, row, r)
-                v.store(v.multiply(scale, x[r]), multiples, at, row)
+                v.store(v.builder.fmul(scale, x[r]), multiples, at, row)
             for below in range(r + 1, PANEL):
                 if first:
-                    factor = v.broadcast(v.lane(factors, below))
+                    factor = v.shuffle(factors, factors, [below] * LANES)
                 else:
                     factor = v.broadcast_at(multiples, own, row, below)
                 x[below] = v.multiply_add(factor, x[r], x[below])
@@ -564,9 +504,8 @@ def _solve_batches(fixed, rows: Rows, ridge, prior) -> torch.Tensor:
         gram += block.double().T @ block.double()
     inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), eye, upper=False)
     white = _product(fixed, inverse.T)
-    if prior is None:
-        z = torch.zeros(len(rows.indptr) - 1, k, device=fixed.device)
-    else:
+    z = torch.zeros(len(rows.indptr) - 1, k, device=fixed.device)
+    if prior is not None:
         z = _product(prior, ridge * inverse.T)
     for batch in rows.chunks:
         begin = rows.indptr[batch]
@@ -578,22 +517,18 @@ def _solve_batches(fixed, rows: Rows, ridge, prior) -> torch.Tensor:
         g = white[rows.indices[entry]] * root[:, :, None]
         right = torch.where(mask, root + 1.0 / root, 0.0)[:, :, None]
         mean = z[batch, :, None]
-        if len(place) <= k:
-            found = mean + g.mT @ _solve_spd(g @ g.mT, right - g @ mean)
-        else:
-            found = _solve_spd(g.mT @ g, mean + g.mT @ right)
-        z[batch] = found[:, :, 0]
+        short = len(place) <= k
+        gram = g @ g.mT if short else g.mT @ g
+        gram.diagonal(dim1=1, dim2=2).add_(1.0)
+        right = right - g @ mean if short else mean + g.mT @ right
+        found = torch.cholesky_solve(right, torch.linalg.cholesky(gram))
+        z[batch] = (mean + g.mT @ found if short else found)[:, :, 0]
     return _product(z, inverse)
 
 
 def _product(rows, matrix):
     """Multiply in float64, a block at a time."""
     return torch.cat([(block.double() @ matrix).float() for block in rows.split(2**16)])
-
-
-def _solve_spd(gram, right):
-    gram.diagonal(dim1=1, dim2=2).add_(1.0)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(gram))
 
 
 # ---- Ranks of held-out items, by counting, without sorting.
@@ -636,7 +571,6 @@ def heldout_ranks(theta, beta, held: sp.csr_matrix, out: sp.csr_matrix) -> np.nd
 
     def count(users):
         listed, scores = theta[users], aligned(len(users), width)
-        _score_held(users, theta, beta, pairs)
         for first in range(0, len(beta), _ITEMS):
             n = min(_ITEMS, len(beta) - first)
             np.matmul(listed, columns[:, first : first + n], out=scores[:, :n])
@@ -648,14 +582,6 @@ def heldout_ranks(theta, beta, held: sp.csr_matrix, out: sp.csr_matrix) -> np.nd
     users = np.flatnonzero(np.diff(held.indptr))
     parallel_map(count, (users[i : i + _USERS] for i in range(0, len(users), _USERS)))
     return pairs[-1]
-
-
-@compiled
-def _score_held(users, theta, beta, pairs):
-    indptr, indices, own, _ = pairs
-    for user in users:
-        for entry in range(indptr[user], indptr[user + 1]):
-            own[entry] = _exact_score(theta[user], beta[indices[entry]])
 
 
 @compiled
@@ -674,6 +600,8 @@ def _add_tile(tile, users, factors, songs, excluded, pairs):
         # A float32 sum of K products is this near, in whatever order it is summed.
         margin = (theta.shape[1] + 4) * 2.0**-24 * bound[row] + 1e-37
         for entry in range(indptr[user], indptr[user + 1]):
+            if first == 0:
+                own[entry] = _exact_score(theta[user], beta[indices[entry]])
             if own[entry] > bound[row] + 2 * margin:
                 continue  # nothing here is as high
             low, high = np.float32(own[entry] - margin), np.float32(own[entry] + margin)
@@ -693,16 +621,20 @@ def _add_tile(tile, users, factors, songs, excluded, pairs):
                         ranks[entry] += exact > own[entry] or equal_first
 
 
-@simd(returns=types.UniTuple(types.int64, 2))
-def _count(v, score, at, n, low, high):
+def _write_count(v, score, at, n, low, high):
     """Count the scores above ``high``, and those from ``low`` on."""
-    low, high = v.broadcast(low), v.broadcast(high)
-    above, near = v.variables([_LONG(0), _LONG(0)])
-    with v.loop_vectors(n) as turn:
-        value = v.load(score, at, v.times(turn.index, LANES))
-        v.count(above, v.builder.fcmp_ordered(">", value, high))
-        v.count(near, v.builder.fcmp_ordered(">=", value, low))
-    return cgutils.pack_array(v.builder, [v.builder.load(above), v.builder.load(near)])
+    limits = (">", v.broadcast(high)), (">=", v.broadcast(low))
+    counts = [cgutils.alloca_once_value(v.builder, _LONG(0)) for _ in limits]
+    with v.loop(n) as (c, _):
+        value = v.load(score, at, c)
+        for count, limit in zip(counts, limits, strict=True):
+            mask = v.builder.bitcast(v.builder.fcmp_ordered(limit[0], value, limit[1]), _MASK)
+            more = v.builder.zext(v.builder.ctpop(mask), _LONG)
+            v.builder.store(v.builder.add(v.builder.load(count), more), count)
+    return cgutils.pack_array(v.builder, [v.builder.load(count) for count in counts])
+
+
+_count = simd(_write_count, types.UniTuple(types.int64, 2))
 
 
 @compiled
