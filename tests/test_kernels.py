@@ -110,6 +110,4 @@ def test_kernels_are_right_with_short_vectors():
     cases = "edges or left_behind or any_shape or of_sorting or slow_version or tell_apart"
     command = [sys.executable, "-W", "ignore", "-c", NARROW, "-k", cases]
     command += [here / "test_kernels.py", here / "test_metrics.py"]
-    done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
+    assert subprocess.run(command, cwd=here.parent).returncode == 0  # 5 if there was no test

@@ -179,14 +179,9 @@ def test_tag_scores_of_a_table_worked_by_hand():
     #   song 1: -.325 -.1  -.05  .025 -> 3 and 2
     #   song 2: -.325 -.3   .05 -.025 -> 2 and 3, though 0 is as probable as 2
     #   song 3: -.125 -.1  -.05 -.025 -> 3 and 2
-    probability = [
-        [0.9, 0.6, 0.1, 0.05],
-        [0.3, 0.4, 0.2, 0.15],
-        [0.3, 0.2, 0.3, 0.1],
-        [0.5, 0.4, 0.2, 0.1],
-    ]
+    probability = np.array([[9, 6, 1, 0.5], [3, 4, 2, 1.5], [3, 2, 3, 1], [5, 4, 2, 1]]) / 10
     tags = sp.csr_matrix([[1, 0, 0, 0], [1, 0, 1, 0], [0, 0, 1, 0], [0, 0, 1, 0]])
-    frame = tagnet.per_tag(np.log(np.divide(probability, 1 - np.array(probability))), tags, 2)
+    frame = tagnet.per_tag(np.log(probability / (1 - probability)), tags, annotate=2)
     assert list(frame["songs"]) == [2, 0, 3, 0]
     # given: tag 0 to song 0, 1 to song 0, 2 to songs 1 2 3, 3 to songs 1 2 3
     assert list(frame["Prec"]) == [1, 0, 1, 0]  # over all tags

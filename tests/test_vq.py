@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import torch
 from oracles import Broken
 from scipy.spatial.distance import cdist
 
-from repro.config import ROOT
 from repro.models import tagnet, vq
 from repro.pipeline.run import Checkpoint
 
@@ -134,12 +132,9 @@ def test_faiss_and_torch_live_in_one_process():
     # Another process imports them in the order that is not this one's.
     order = sorted(("faiss", "torch"), key=list(sys.modules).index, reverse=True)
     code = f"import {', '.join(order)}, test_vq; print(test_vq.in_turns())"
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
-    settings = {"timeout": 300, "capture_output": True, "text": True}
-    settings["env"] = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run([sys.executable, "-c", code], **settings)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == in_turns()
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    found = subprocess.check_output([sys.executable, "-c", code], env=env, timeout=300, text=True)
+    assert found.strip() == in_turns()
 
 
 @pytest.mark.parametrize("nearest", [1, 3])
