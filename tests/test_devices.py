@@ -28,14 +28,13 @@ def logits(device):
 
 
 @pytest.mark.parametrize("fit", [factors, logits])
-@pytest.mark.parametrize("elsewhere", [2, 3, pytest.param("cuda", marks=gpu)])
+@pytest.mark.parametrize(
+    "elsewhere", [(2, "cpu"), (3, "cpu"), pytest.param((1, "cuda"), marks=gpu)]
+)
 def test_threads_and_devices_agree(fit, elsewhere, one_thread):
-    expected = fit("cpu")
-    try:
-        if elsewhere != "cuda":
-            torch.set_num_threads(elsewhere)
-        found = fit("cuda" if elsewhere == "cuda" else "cpu")
-    finally:
-        torch.set_num_threads(1)
-    for other, one in zip(found, expected, strict=True):
+    found = []
+    for threads, device in ((1, "cpu"), elsewhere):
+        torch.set_num_threads(threads)
+        found.append(fit(device))
+    for one, other in zip(*found, strict=True):
         assert np.abs(other - one).max() / one.std() < TOLERANCE

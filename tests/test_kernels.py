@@ -14,6 +14,7 @@ from oracles import apart, plays_of, solve_slowly
 from repro import kernels
 from repro.models import wmf
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EDGES = [7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129]
 
 
@@ -73,15 +74,12 @@ def test_what_earlier_rows_left_behind_reaches_no_result(k):
 
 def test_neither_other_rows_nor_threads_change_a_bit():
     fixed, surplus, mean = problem([5, 90, 17, 0, 40, 1, 150, 17] * 9, 150, 21, seed=8)
-    whole, before = solve(fixed, surplus, 2.0, mean), torch.get_num_threads()
+    whole = solve(fixed, surplus, 2.0, mean)
     for row in range(8):
         assert np.array_equal(solve(fixed, surplus[row], 2.0, mean[row : row + 1])[0], whole[row])
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            assert np.array_equal(solve(fixed, surplus, 2.0, mean), whole)
-    finally:
-        torch.set_num_threads(before)
+    for threads in (3, 2, 1):
+        torch.set_num_threads(threads)
+        assert np.array_equal(solve(fixed, surplus, 2.0, mean), whole)
 
 
 def test_factors_that_do_not_fit_are_refused():

@@ -14,6 +14,8 @@ from scipy.spatial.distance import cdist
 from repro.models import tagnet, vq
 from repro.pipeline.run import Checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def plain(centres):
     """Return a codebook that takes frames as they are."""
@@ -102,12 +104,11 @@ def test_standardised_frames_have_no_units():
 
 
 def test_the_seed_decides_the_codebook_and_threads_do_not():
-    frames, found, before = normal(30_000, 12, spread=30), [], torch.get_num_threads()
-    for threads in (1, 2, 3):
+    frames, found = normal(30_000, 12, spread=30), []
+    for threads in (3, 2, 1):
         torch.set_num_threads(threads)
         book = vq.learn_codebook(frames, 100, seed=1)  # more than 256 frames per codeword
         found.append((book.centres, book.assign(frames, 3)))
-    torch.set_num_threads(before)
     for other in found[1:]:
         assert all(map(np.array_equal, found[0], other))
     assert not np.array_equal(vq.learn_codebook(frames, 100, seed=2).centres, book.centres)
@@ -115,7 +116,6 @@ def test_the_seed_decides_the_codebook_and_threads_do_not():
 
 def in_turns():
     """Let faiss and torch work in turns; return what came out."""
-    before = torch.get_num_threads()
     torch.set_num_threads(2)
     frames, x = normal(20_000, 12), np.random.default_rng(0).dirichlet(np.ones(40), 400)
     for _ in range(2):
@@ -123,7 +123,7 @@ def in_turns():
         code = book.assign(frames).ravel()
         tags = sp.csr_matrix((x[:, :9] > 0.03) * 1)
         _, curve = tagnet.train(x.astype(np.float32), tags, hidden=(300,), epochs=2)
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
     return f"{code.sum()} {curve['training'].iloc[-1]}"
 
 
@@ -152,8 +152,7 @@ def test_histograms_count_the_codewords_of_each_track(nearest):
     assert np.array_equal(counts.toarray(), expected)
     shares = vq.l1_normalise(counts)
     assert shares.dtype == np.float32
-    assert np.allclose(shares.sum(1), np.arange(4500) % 5 > 0, atol=1e-6)
-    assert np.allclose(shares * expected.sum(1, keepdims=True), expected, atol=1e-5)
+    assert np.allclose(shares, expected / np.maximum(expected.sum(1, keepdims=True), 1), atol=1e-6)
 
 
 def test_frames_per_item_draws_frames_of_that_track_without_repeats():

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
-import torch
 from implicit.cpu.als import AlternatingLeastSquares
 from oracles import Broken, apart, plays_of, solve_slowly
 
@@ -40,7 +39,6 @@ SHAPES = {
     "counts kept": (plays_of(MANY, 40, most=300), 5),
     "more factors than users": (plays_of([3, 1, 0, 8], 12), 16),
     "one pair in all": (sp.csr_matrix(([1], ([2], [1])), (4, 3)), 3),
-    "rows of several strips": (plays_of([64, 65, 130, 3] + [20] * 26, 200), 7),
 }
 
 
@@ -120,22 +118,17 @@ def test_fit_is_that_of_implicit():
     model.item_factors = start.astype(np.float32)
     model.fit(confidence, show_progress=False)
     theirs = model.item_factors, model.user_factors
-    values = [
-        wmf.objective(surplus, *map(torch.from_numpy, pair), ridge, ridge)
-        for pair in ((ours.theta, ours.beta), theirs)
-    ]
-    assert values[0] == pytest.approx(values[1], rel=1e-5)
-    assert np.allclose(ours.theta, theirs[0], atol=1e-3 * np.abs(theirs[0]).max())
+    for one, other in zip((ours.theta, ours.beta), theirs, strict=True):
+        assert np.allclose(one, other, atol=1e-3 * np.abs(other).max())
 
 
 def test_all_models_make_the_same_first_step_from_their_seed():
     models = [None, features_of(40), features_of(40, 3, seed=1) * 100]
-    fitted = [wmf.fit(SURPLUS, h, factors=5, sweeps=1, seed=4, **RIDGES) for h in models]
-    other = wmf.fit(SURPLUS, factors=5, sweeps=1, seed=5, **RIDGES)
+    first, *others = (wmf.fit(SURPLUS, h, factors=5, sweeps=1, seed=4, **RIDGES) for h in models)
+    different = wmf.fit(SURPLUS, factors=5, sweeps=1, seed=5, **RIDGES)
     for name in ("theta", "beta"):
-        first, second, third, different = (getattr(x, name) for x in (*fitted, other))
-        assert np.array_equal(second, first) and np.array_equal(third, first)
-        assert not np.array_equal(different, first)
+        assert all(np.array_equal(getattr(x, name), getattr(first, name)) for x in others)
+        assert not np.array_equal(getattr(different, name), getattr(first, name))
 
 
 def test_cold_factors_are_w_h():
