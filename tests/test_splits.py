@@ -37,12 +37,6 @@ def test_the_subsets_are_those_of_slow_versions(plays, songs_per_user, users_per
     same_or_refused(splits.sparse_subset, "SPR", plays, limits, users, songs)
 
 
-def test_dense_subset_is_one_pass_and_no_k_core():
-    # Song 1 has its two users only until user 2, with one song, goes.
-    plays = sparse.csr_matrix([[1, 0, 1], [1, 1, 1], [0, 1, 0]])
-    assert [list(kept) for kept in splits.dense_subset(plays, 2, 2)] == [[0, 1], [0, 1, 2]]
-
-
 @pytest.mark.parametrize(("n", "fraction", "kept"), [(97_414, 0.05, 92_543), (10, 0.2, 8)])
 def test_cold_items_leave_as_many_as_the_authors(n, fraction, kept):
     cold = splits.cold_items(n, fraction, seed=1)
@@ -59,6 +53,7 @@ def test_a_fraction_that_leaves_nothing_on_one_side_is_refused():
             splits.cold_items(n, fraction, seed=1)
 
 
+@pytest.mark.fault("a split that would leave a user or a song empty", "the pair stays in training")
 @given(play_matrices(), st.floats(0, 0.9), st.floats(0, 0.9), st.integers(0, 99))
 @settings(deadline=None)
 def test_split_is_a_partition_that_strands_nobody(plays, test_fraction, validation_fraction, seed):
@@ -78,13 +73,6 @@ def test_split_sizes_are_of_all_and_of_the_rest():
     assert (test.nnz, validation.nnz) == (held, int(0.1 * (plays.nnz - held)))
     again, other = (splits.split_pairs(plays, 0.2, 0.1, seed)[2] for seed in (0, 1))
     assert (again != test).nnz == 0 and (other != test).nnz > 0
-
-
-@pytest.mark.fault("a split that would leave a user or a song empty", "the pair stays in training")
-def test_user_with_a_single_pair_keeps_it_for_training():
-    plays = sparse.identity(30, dtype=np.int32, format="csr")
-    train, validation, test = splits.split_pairs(plays, 0.5, 0.5, seed=3)
-    assert (train.nnz, validation.nnz, test.nnz) == (30, 0, 0)
 
 
 @given(

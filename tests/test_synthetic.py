@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from repro import config
-from repro.data import prepare, splits, synthetic
+from repro.data import prepare, synthetic
 
 WORLD = config.World(
     users=300, songs=400, artists=60, styles=6, tags=30, frames_per_song=25, songs_per_user=25.0
@@ -78,10 +78,12 @@ def test_readers_read_what_was_written(root, data):
     assert len(lengths) > WORLD.songs and lengths.count(0) >= 1
 
 
-def test_ids_look_like_the_genuine_ones(data):
+def test_ids_and_counts_look_like_the_genuine_ones(data):
+    for counts in (np.diff(data.plays.indptr), np.bincount(data.plays.indices)):
+        assert np.percentile(counts, 99) > 3 * np.median(counts)
+        assert counts.mean() > 1.1 * np.median(counts)
     assert all(len(user) == 40 and int(user, 16) >= 0 for user in data.user_ids)
-    all_ids = {"SO": data.item_ids, "AR": data.item_artists, "TR": data.item_tracks}
-    for prefix, ids in all_ids.items():
+    for prefix, ids in ("SO", data.item_ids), ("AR", data.item_artists), ("TR", data.item_tracks):
         assert all(len(i) == 18 and i.startswith(prefix) and i[2:5].isalpha() for i in ids)
 
 
@@ -99,12 +101,6 @@ def test_tags_are_incomplete_clean_and_split_by_artist(root, data):
     assert list(song) == list(data.tag_items)
     second = ~np.isin(data.tag_tracks, data.item_tracks) & np.isin(data.tag_items, data.item_ids)
     assert second.any()  # a cold song must be kept out by its id, not by its one track
-
-
-def test_activity_and_popularity_have_long_tails(data):
-    for counts in (np.diff(data.plays.indptr), np.bincount(data.plays.indices)):
-        assert np.percentile(counts, 99) > 3 * np.median(counts)
-        assert counts.mean() > 1.1 * np.median(counts)
 
 
 def test_timbre_tells_the_style_but_not_perfectly(content):
@@ -137,12 +133,3 @@ def test_content_does_not_betray_popularity(data, content):
     for feature in (length[heard], *mean[heard].T):
         assert abs(np.corrcoef(feature, popularity)[0, 1]) < limit
     assert len(set(style)) == WORLD.styles
-
-
-def test_smoke_world_fills_both_subsets(tmp_path):
-    synthetic.write_world(config.SMOKE.world, config.SMOKE.seed, tmp_path / "world")
-    smoke, plays = config.SMOKE, prepare.load(config.SMOKE, tmp_path / "world").plays
-    dense = splits.dense_subset(plays, smoke.min_songs_per_user, smoke.min_users_per_song)
-    sparse = splits.sparse_subset(plays, smoke.sparse_songs_per_user, smoke.sparse_users_per_song)
-    assert len(dense[0]) >= 100 and len(dense[1]) >= 100
-    assert len(sparse[0]) >= 20 and len(sparse[1]) >= 20
