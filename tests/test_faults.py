@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from repro import config
-from repro.data import files, hdf5, prepare, raw, synthetic
+from repro.data import files, prepare, raw, synthetic
 
 PROFILES = {
     "msd": replace(config.PAPER, min_songs_per_tag=2),
@@ -218,7 +218,7 @@ def test_the_table_says_what_happens(tmp_path):
     "named and listed as any broken track; the process that read it is replaced",
 )
 def test_a_file_that_ends_its_reader_costs_that_file_alone(tmp_path, monkeypatch):
-    tracks, ask = ("TRAAB01", "TRAAB03", "TRAAB04"), hdf5._Worker.ask
+    tracks, ask = ("TRAAB01", "TRAAB03", "TRAAB04"), raw._Worker.ask
     tree = WRITERS["subset"](tmp_path) / "MillionSongSubset"
 
     def abort(worker, question, ahead):
@@ -226,7 +226,7 @@ def test_a_file_that_ends_its_reader_costs_that_file_alone(tmp_path, monkeypatch
             worker.end()
         return ask(worker, question, ahead)
 
-    monkeypatch.setattr(hdf5._Worker, "ask", abort)
+    monkeypatch.setattr(raw._Worker, "ask", abort)
     bag = prepare.Bags(lambda t, ahead: raw.timbre(tree, t, ahead), 12)
     bag.expect(tracks)
     assert [len(bag(t)) for t in tracks] == [3, 0, 3]

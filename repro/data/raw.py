@@ -1,7 +1,8 @@
 """Read the files of all sources; what cannot be read as expected is named, with its line or field.
 
 Nothing read here is trusted: no pickle, parameter-free SQL on databases opened read-only, archives
-read in memory and never unpacked.
+read in memory and never unpacked, HDF5 in a process of its own, which libhdf5 may abort when a file
+is broken. Run as a script, this module is that process.
 """
 
 from __future__ import annotations
@@ -9,26 +10,29 @@ from __future__ import annotations
 import csv
 import io
 import re
+import signal
 import sqlite3
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
-from contextlib import closing
+from contextlib import closing, suppress
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
+import h5py
 import numpy as np
 import polars as pl
 
-from repro.data import hdf5
-from repro.data.hdf5 import BadInput
-
-TIMBRE_DIM = hdf5.TIMBRE_DIM
+TIMBRE_DIM = 12
 # What comes up from a file that cannot be opened or an archive that is damaged or encrypted.
 _BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError,
            struct.error, zlib.error, zipfile.BadZipFile)  # fmt: skip
 
 
-# --- text ---------------------------------------------------------------------------------------
+class BadInput(ValueError):
+    """An input is there but is not what it should be; the message names the file and the place."""
 
 
 def triplets(path: Path) -> pl.DataFrame:
@@ -180,16 +184,109 @@ def timbre(tree: Path, track: str, ahead: str = "") -> np.ndarray:
 
     BadInput is raised when the file is absent or broken, or holds anything else.
     """
-    return hdf5.read("timbre", place(tree, track), place(tree, ahead) if ahead else None)
+    return _read_hdf5("timbre", place(tree, track), place(tree, ahead) if ahead else None)
 
 
 def metadata(path: Path, ahead: Path | None = None) -> dict[str, str | float]:
     """Return ids, names and hotttnesss of one track's file; "" for a text that is not there."""
-    return hdf5.read("metadata", path, ahead)
+    return _read_hdf5("metadata", path, ahead)
 
 
 def hotness(path: Path) -> pl.DataFrame:
     """Return ``track`` and ``hot`` of the summary file of all tracks."""
-    found = hdf5.read("hotness", path)
+    found = _read_hdf5("hotness", path)
     tracks = np.char.decode(found["track"], "utf8", "replace")
     return pl.DataFrame({"track": tracks, "hot": found["hot"]}).unique("track")
+
+
+class _Worker:
+    """The process that reads, and the one question that it was asked ahead of time."""
+
+    def __init__(self):
+        self._pipe, theirs = Pipe()
+        with theirs:
+            # not of multiprocessing, which would run a caller's script again; and quiet, since
+            # libhdf5 has something to say as it aborts
+            command = [sys.executable, "-P", __file__, str(theirs.fileno())]
+            given = {"pass_fds": [theirs.fileno()], "stderr": subprocess.DEVNULL}
+            self.process = subprocess.Popen(command, **given)
+        self._ahead = None
+
+    def ask(self, question: tuple[str, str], ahead: tuple[str, str] | None):
+        if self._ahead not in (None, question):
+            self._pipe.recv()
+        if self._ahead != question:
+            self._pipe.send(question)
+        if ahead:
+            self._pipe.send(ahead)
+        self._ahead = ahead
+        return self._pipe.recv()
+
+    def end(self) -> int:
+        self.process.kill()
+        return -self.process.wait()
+
+
+_worker: _Worker | None = None
+
+
+def _read_hdf5(reader: str, path: Path, ahead: Path | None = None):
+    """Return what one of the readers below finds; ``ahead`` is read while the caller works."""
+    global _worker
+    for _ in range(2):  # whatever else may have ended the process, ends it once
+        _worker = _worker or _Worker()
+        try:
+            # as strings: a Path takes longer to send
+            found = _worker.ask((reader, str(path)), (reader, str(ahead)) if ahead else None)
+            break
+        except BaseException as error:  # interrupted, its answer must not be taken for the next
+            found = f"libhdf5 was ended by signal {_worker.end()} while it read the file"
+            _worker = ahead = None
+            if not isinstance(error, OSError | EOFError):
+                raise
+    if isinstance(found, str):
+        raise BadInput(f"{path}: expected {_READERS[reader][1]}; {found}")
+    return found
+
+
+def _timbre(file: h5py.File) -> np.ndarray:
+    frames = file["analysis/segments_timbre"][()].astype(np.float32)
+    if frames.ndim != 2 or frames.shape[1] != TIMBRE_DIM:
+        raise ValueError(f"found {frames.shape}")
+    if not np.isfinite(frames).all():
+        raise ValueError("found values that are not finite")
+    return frames
+
+
+def _metadata(file: h5py.File) -> dict[str, str | float]:
+    row = file["metadata/songs"][0]
+    there = row.dtype.names
+    names = "song_id", "artist_id", "artist_name", "title"
+    texts = {n: row[n].decode("utf8", "replace") if n in there else "" for n in names}
+    return texts | {"hot": float(row["song_hotttnesss"]) if "song_hotttnesss" in there else np.nan}
+
+
+def _hotness(file: h5py.File) -> np.ndarray:
+    hot = file["metadata/songs"].fields("song_hotttnesss")[()]
+    tracks = file["analysis/songs"].fields("track_id")[()]
+    return np.rec.fromarrays([tracks, hot], dtype=[("track", "S32"), ("hot", "f8")])
+
+
+_READERS = {
+    "timbre": (_timbre, f"analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"),
+    "metadata": (_metadata, "a row in metadata/songs"),
+    "hotness": (_hotness, "metadata/songs with song_hotttnesss, analysis/songs with track_id"),
+}
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its caller, when the pipe closes
+    pipe = Connection(int(sys.argv[1]))
+    with suppress(EOFError, ConnectionError):
+        while True:
+            reader, path = pipe.recv()
+            try:
+                with h5py.File(path, "r", locking=False) as file:
+                    found = _READERS[reader][0](file)
+            except Exception as error:  # whatever it is, the file is not as expected
+                found = str(error)
+            pipe.send(found)
