@@ -1,5 +1,6 @@
 """In a world where style drives both sound and listening, the whole chain finds that out."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,7 +42,7 @@ def world(tmp_path_factory):
     net, _ = tagnet.train(tagged, data.tags[teach], **p.network)
     return SimpleNamespace(
         surplus=wmf.log_surplus(train, p.alpha, p.eps),
-        heldout=plays[:, cold].tocsr(),
+        judge=partial(metrics.evaluate, heldout=plays[:, cold].tocsr(), recall_at=(TOP,)),
         warm=warm,
         cold=cold,
         bag_size=np.array([len(read(track)) for track in tracks]),
@@ -50,24 +51,20 @@ def world(tmp_path_factory):
     )
 
 
-def judge(world, theta, beta):
-    return metrics.evaluate(theta, beta, world.heldout, recall_at=(TOP,))
-
-
 def gain(world, chance, content):
     """Return what the model fitted with ``content`` is above chance on cold songs."""
     settings = PROFILE.ridges("DEN") | PROFILE.factorisation
     fitted = wmf.fit(world.surplus, content[world.warm], **settings)
     cold = wmf.cold_factors(content[world.cold], fitted.w)
-    return judge(world, fitted.theta, cold) - chance
+    return world.judge(fitted.theta, cold) - chance
 
 
 @pytest.fixture(scope="module")
 def chance(world):
     """Return the metrics of random scores, each user's mean over many draws."""
     rng = np.random.default_rng(0)
-    sizes = [(n, 16) for n in world.heldout.shape]
-    draws = [judge(world, *map(rng.standard_normal, sizes)) for _ in range(30)]
+    sizes = (world.surplus.shape[0], 16), (len(world.cold), 16)
+    draws = [world.judge(*map(rng.standard_normal, sizes)) for _ in range(30)]
     return sum(draws) / len(draws)
 
 
@@ -90,6 +87,6 @@ def test_chance_is_what_arithmetic_says_and_bag_size_is_at_chance(world, chance)
     assert chance[f"R@{TOP}"].mean() == pytest.approx(expected, rel=0.05)
     assert world.bag_size.std() > 1
     for size in (world.bag_size[world.cold], -world.bag_size[world.cold]):
-        found = judge(world, *metrics.same_for_all(size, world.heldout.shape[0])) - chance
+        found = world.judge(*metrics.same_for_all(size, world.surplus.shape[0])) - chance
         assert abs(found["NDCG"].mean()) < 0.02
         assert abs(found[f"R@{TOP}"].mean()) < 0.4 * expected

@@ -201,7 +201,6 @@ def test_counting_goes_on_where_it_was(at_most, tmp_path):
     ("n_warm", "n_cool", "n", "size", "warm"),
     [
         (2000, 2000, 1000, 1000, 960),  # 24 to 1
-        (2000, 2000, 25, 25, 24),
         (2000, 10, 1000, 1000, 990),  # too few without
         (300, 2000, 1000, 1000, 300),  # too few with
         (30, 20, 1000, 50, 30),  # too few altogether: all
