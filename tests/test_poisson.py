@@ -104,7 +104,7 @@ def test_ctpf_is_coordinate_ascent_on_the_dense_bound(a):
     def pairs():  # as if of 2K factors, of which users have each of theirs twice
         return np.hstack([users.log, users.log]), np.hstack([theta.log, epsilon.log])
 
-    settings = {"factors": k, "shape": a, "rate": b, "seed": seed, "cold_passes": 5}
+    settings = {"factors": k, "shape": a, "rate": b, "seed": seed}
     for passes in range(1, 13):
         z = parts(r, *pairs()).sum(1)
         users.update(a + z[:, :k] + z[:, k:], b + theta.mean.sum(0) + epsilon.mean.sum(0))
@@ -116,7 +116,7 @@ def test_ctpf_is_coordinate_ascent_on_the_dense_bound(a):
         value = evidence(r, *pairs(), users.mean, liked)
         value += evidence(w, theta.log, topics.log, theta.mean, topics.mean)
         bound.append(value + sum(x.gain(a, b, np.log(b)) for x in (users, topics, theta, epsilon)))
-        for _ in range(5):
+        for _ in range(20):
             cold.update(a + parts(c, cold.log, topics.log).sum(1), b + topics.mean.sum(0))
         fitted = poisson.ctpf(plays, words, cold_words, **settings, passes=passes)
         np.testing.assert_allclose(fitted.theta, users.mean, rtol=1e-4)

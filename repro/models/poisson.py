@@ -109,14 +109,7 @@ def _check(**positive) -> None:
 
 
 def pmf(
-    plays: sp.csr_matrix,
-    *,
-    factors: int,
-    shape: float = 0.3,
-    rate_shape: float = 0.3,
-    rate_mean: float = 1.0,
-    passes: int = 100,
-    seed: int = 0,
+    plays, *, factors: int, shape=0.3, rate_shape=0.3, rate_mean=1.0, passes=100, seed=0
 ) -> Factors:
     """Fit hierarchical Poisson factorisation (Gopalan, Hofman and Blei 2015, arXiv 1311.1704).
 
@@ -126,8 +119,7 @@ def pmf(
 
     Parameters
     ----------
-    plays : csr_matrix, users x items
-        Counts; the paper has ones.
+    plays : csr_matrix of counts, users x items
     shape : float
         a and c, of theta and beta: the smaller, the sparser. All 0.3 here and below are authors'.
     rate_shape, rate_mean : float
@@ -149,16 +141,7 @@ def pmf(
 
 
 def ctpf(
-    plays: sp.csr_matrix,
-    words: sp.csr_matrix,
-    cold_words: sp.csr_matrix,
-    *,
-    factors: int,
-    shape: float = 0.3,
-    rate: float = 0.3,
-    passes: int = 100,
-    cold_passes: int = 20,
-    seed: int = 0,
+    plays, words, cold_words, *, factors: int, shape=0.3, rate=0.3, passes=100, seed=0
 ) -> Factors:
     """Fit collaborative topic Poisson factorisation (Gopalan, Charlin and Blei 2014).
 
@@ -167,9 +150,9 @@ def ctpf(
     Theta and epsilon start from uniform draws about one, the others from ones; the authors start
     from LDA, and their program can also correct for the length of a document: ours does neither.
 
-    A cold item's theta comes from its words alone, by ``cold_passes`` updates with the topics as
-    they are; that nobody played it is not taken as a sign. Its epsilon is at the prior mean, the
-    same for all cold items: left out, it adds to a user's scores a constant at most.
+    A cold item's theta comes from its words alone, by 20 updates with the topics as they are; that
+    nobody played it is not taken as a sign. Its epsilon is at the prior mean, the same for all cold
+    items: left out, it adds to a user's scores a constant at most.
 
     Parameters
     ----------
@@ -187,7 +170,7 @@ def ctpf(
     if (plays.shape[1], cold_words.shape[1]) != words.shape:
         shapes = f"plays {plays.shape}, words {words.shape} and cold_words {cold_words.shape}"
         raise ValueError(f"{shapes} do not agree on the items or the codewords")
-    _check(factors=factors, shape=shape, rate=rate, passes=passes, cold_passes=cold_passes)
+    _check(factors=factors, shape=shape, rate=rate, passes=passes)
     k, start = factors, np.random.default_rng(seed).uniform(0.5, 1.5, (words.shape[0], 2 * factors))
     users, topics = (_Gammas(shape, np.ones((n, k))) for n in (plays.shape[0], words.shape[1]))
     items = _Gammas(shape, start)  # theta beside epsilon, since phi compares the two
@@ -201,36 +184,29 @@ def ctpf(
         read = shares(theta, topics.geometric, words)
         rates = rate + np.hstack([topics.total + users.total, users.total])
         items.update(np.hstack([read + played, played]), rates)
-    cold = _fit_rows(shape, topics.geometric, cold_words, rate + topics.total, cold_passes)
+    cold = _fit_rows(shape, topics.geometric, cold_words, rate + topics.total)
     return Factors(users.mean, both(items.mean), cold.mean)
 
 
-def _fit_rows(shape, fixed: np.ndarray, counts: sp.csr_matrix, rates, updates: int = 20):
+def _fit_rows(shape: float, fixed: np.ndarray, counts: sp.csr_matrix, rates) -> _Gammas:
     """Return rows fitted to counts from ones, each of them independent of the others."""
     rows = _Gammas(shape, np.ones((counts.shape[0], fixed.shape[1])))
-    for _ in range(updates):
+    for _ in range(20):
         rows.update(shares(rows.geometric, fixed, counts), rates)
     return rows
 
 
 def spmf(
-    counts: sp.csr_matrix,
-    tags: sp.csr_matrix,
-    *,
-    factors: int = 100,
-    shape: float = 0.1,
-    batch: int = 1000,
-    passes: int = 10,
-    tag_weight: float = 1.0,
-    seed: int = 0,
+    counts, tags, *, factors=100, shape=0.1, batch=1000, passes=10, tag_weight=1.0, seed=0
 ) -> Callable[[sp.csr_matrix], np.ndarray]:
     """Fit Poisson factorisation for tagging, stochastically (Liang, Paisley and Ellis 2014).
 
     The result is a function from codeword counts (m x J) alone to expected tag counts (m x T).
     Codewords and tags of a song are the columns of one matrix, w_sv ~ Poisson(theta_s.beta_v) with
-    theta_sk ~ Gamma(a, a c) and beta_vk ~ Gamma(a, a). The activations theta of a batch of songs
-    are inferred first; then the dictionary beta takes the natural-gradient step, of size
-    (1 + t)^-0.6 at batch t, towards what it would be were all songs like these.
+    theta_sk ~ Gamma(a, a c) and beta_vk ~ Gamma(a, a), a being ``shape``. The activations theta of
+    a batch of songs are inferred first; then the dictionary beta takes the natural-gradient step,
+    of size (1 + t)^-0.6 at batch t, towards what it would be were all songs like these. Each pass
+    takes the songs in a new order.
 
     Where it differs from the authors' program: t counts on from pass to pass; activations start
     from ones and are updated 20 times, so that a song's do not depend on its neighbours; and
@@ -240,10 +216,6 @@ def spmf(
     ----------
     counts, tags : csr_matrix, songs x J and songs x T
         Codeword counts, and ones for tags; the zeros of a song count as well.
-    shape : float
-        a, of all priors.
-    passes : int
-        Over all songs, each in a new order.
     tag_weight : float
         What tags are multiplied by, against hundreds of codeword counts a song (ours).
     """

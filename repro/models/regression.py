@@ -41,26 +41,17 @@ def quadratic(theta: np.ndarray, surplus: sp.csr_matrix) -> tuple[np.ndarray, np
 
 
 def fit(
-    features: np.ndarray,
-    beta: np.ndarray,
-    error: tuple[np.ndarray, np.ndarray] | None = None,
-    *,
-    units: int = 0,
-    penalty: float,
-    epochs: int = 10,
-    seed: int = 0,
-    device: str = "cpu",
+    features, beta, error=None, *, penalty: float, units=0, epochs=10, seed=0, device="cpu"
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Fit a map from content to song factors: a function from n x F to n x K in float32.
 
     Parameters
     ----------
     features, beta : array, items x F and items x K
-        Content, which is standardised here (a column that is constant over the songs has no say in
-        the prediction), and WMF's factors.
+        Content, which is standardised here (a constant column has no say), and WMF's factors.
     error : arrays A and b, optional
         Of the WPE, from :func:`quadratic`; MSE when absent.
-    units, epochs : int
+    units : int
         Width of one hidden ReLU layer (NIPS 2013 sec. 5.2: 1,000), trained in mini-batches of 256;
         0 for a linear map, which is fitted to the minimum.
     penalty : float
@@ -79,8 +70,7 @@ def fit(
     curvature = np.trace(a.mean(0)) / k
     a, b = a / curvature, b / curvature
     if units:
-        # One spread for all factors, since one each would change what the errors weigh.
-        spread = float(np.sqrt(beta.var(0).mean())) or 1.0
+        spread = float(np.sqrt(beta.var(0).mean())) or 1.0  # one each would change the errors
         net = _network(x, a, b / spread, units, penalty, epochs, seed, device)
         return lambda features: spread * net(standardise(features))
     if error:

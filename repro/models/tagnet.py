@@ -74,10 +74,8 @@ def dropout_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
 
 
 def tag_loss(logits: torch.Tensor, tags: torch.Tensor) -> torch.Tensor:
-    """Return log(1 + exp(-y f)), y in {-1, 1}, averaged over songs and tags.
-
-    The paper writes the sum; the authors' code takes this mean, to which AdaGrad's step is blind.
-    """
+    """Return log(1 + exp(-y f)), y in {-1, 1}, averaged over songs and tags."""
+    # The paper writes the sum; the authors' code takes this mean, to which AdaGrad is blind.
     return F.binary_cross_entropy_with_logits(logits, tags)
 
 
@@ -173,10 +171,9 @@ def train(
 def restore(arrays: dict) -> TagNetwork:
     """Return the network whose :meth:`TagNetwork.arrays` these are, in evaluation mode."""
     state = {name.replace("_", "."): torch.as_tensor(x) for name, x in arrays.items()}
-    # Each layer has two arrays, the output as well, and there is the scale.
-    hidden = [len(state[f"layers.{n}.bias"]) for n in range(len(state) // 2 - 1)]
-    inputs = state["layers.0.weight" if hidden else "output.weight"].shape[1]
-    net = TagNetwork(inputs, hidden, len(state["output.bias"]), dropout=0.0)
+    weights = [x for _, x in sorted(state.items()) if x.ndim == 2]  # the output's last
+    *hidden, tags = map(len, weights)
+    net = TagNetwork(weights[0].shape[1], hidden, tags, dropout=0.0)
     net.load_state_dict(state)
     return net.eval()
 
@@ -201,9 +198,7 @@ def hidden_layer(net: TagNetwork, histograms: np.ndarray, layer: int = -1) -> np
     return _in_blocks(net, histograms, lambda x: net.hidden(x, depth))
 
 
-def logistic(
-    histograms: np.ndarray, tags: sp.csr_matrix, penalty: float
-) -> Callable[[np.ndarray], np.ndarray]:
+def logistic(histograms: np.ndarray, tags: sp.csr_matrix, penalty: float) -> Callable:
     """Fit an l2-penalised logistic regression to each tag: the cheap rival of the network.
 
     The result is a function from histograms (m x J) to logits (m x tags) in float32. Histograms

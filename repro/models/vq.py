@@ -32,14 +32,13 @@ class Codebook:
     def assign(self, frames: np.ndarray, nearest: int = 1) -> np.ndarray:
         """Return each frame's ``nearest`` codewords, n x nearest, the closest first.
 
-        Distances are taken in float32 about the mean codeword, so that a common offset of frames
-        and codewords costs few digits. Of codewords equally far the first counts, but for
-        rounding, which from some 20 dimensions on can tell apart even two that are the same.
+        Of codewords equally far the first counts, but for rounding, which from some 20 dimensions
+        on can tell apart even two that are the same.
         """
         if frames.shape[1] != len(self.offset):
             raise ValueError(f"frames have {frames.shape[1]} dimensions, not {len(self.offset)}")
         faiss.omp_set_num_threads(torch.get_num_threads())  # its OpenMP is not torch's
-        middle = self.centres.mean(0)
+        middle = self.centres.mean(0)  # about it float32 loses few digits to a common offset
         index = faiss.IndexFlatL2(len(middle))
         index.add(self.centres - middle)
         x = (frames - self.offset) / self.scale - middle
@@ -127,8 +126,7 @@ def histograms(
         From a block's name to its checkpoint, as :meth:`repro.pipeline.run.Run.checkpoint`.
     """
     ids, found = iter(progress(track_ids)), []
-    for number, _ in enumerate(range(0, len(track_ids), _BLOCK_TRACKS)):
-        block = list(islice(ids, _BLOCK_TRACKS))
+    for number, block in enumerate(iter(lambda: list(islice(ids, _BLOCK_TRACKS)), [])):
         kept = checkpoint and checkpoint(f"block {number}", every=0)
         if not (kept and (state := kept.load())):
             frames = [read_frames(track) for track in block]
