@@ -107,11 +107,10 @@ def write_msd(folder):
 
 def write_subset(folder):
     """Write the same with a tree that says itself what its tracks are."""
-    write_msd(folder)
     for track, title, song, artist, name in SONGS[1:]:
         about = {"title": title, "song_id": song, "artist_id": artist}
         write_track(folder / "MillionSongSubset", track, np.ones((3, 12)), name, **about)
-    return folder
+    return write_msd(folder)
 
 
 def write_hetrec(folder, **changes):

@@ -65,10 +65,8 @@ def test_tables_of_tracks(tmp_path):
     assert list(data.item_names)[:2] == ["ann - Song 0", "ann - Song 1"]
     assert list(data.vocabulary) == ["jazz", "rock"]
     assert data.tags.toarray().tolist() == [[1, 1], [0, 1], [1, 0], [0, 1]]
-    assert list(data.tag_tracks) == ["TR0", "TR1", "TR2", "TR4"]
-    artists = dict(TR0="ann", TR1="ann", TR2="bob", TR4="bob")
-    taught = {artists[track] for track in data.tag_tracks[data.tag_train]}
-    assert not taught & {artists[track] for track in data.tag_tracks[data.tag_test]}
+    assert list(data.tag_tracks) == ["TR0", "TR1", "TR2", "TR4"]  # two of each artist
+    assert data.tag_train.tolist() in ([True, True, False, False], [False, False, True, True])
     bag = prepare.bags(profile, tmp_path)
     assert bag("TR3").shape == (1, 10) and bag("TR9").shape == (0, 10)
 
@@ -110,16 +108,15 @@ def test_the_digest_follows_content_and_not_dates_or_hidden_files(folder):
 
 
 def test_spellings_meet_in_a_key():
-    tags = {
-        "hiphop": ["Hip-Hop", "hip hop", "HIPHOP"],
-        "rockandroll": ["Rock & Roll", "rock n roll", "Rock and Roll"],
-        "femalvocalist": ["Female Vocalists", "female vocalist"],
-    }
-    for key, spellings in tags.items():
+    for key, *spellings in (
+        ("hiphop", "Hip-Hop", "hip hop", "HIPHOP"),
+        ("rockandroll", "Rock & Roll", "rock n roll", "Rock and Roll"),
+        ("femalvocalist", "Female Vocalists", "female vocalist"),
+    ):
         assert {prepare.sanitise(spelling) for spelling in spellings} == {key}
-    names = ["The Beatles", "Sigur Rós", "Simon & Garfunkel", "Thes", "!!!"]
-    keys = ["beatles", "sigurros", "simonandgarfunkel", "thes", ""]
-    assert [prepare.artist_key(name) for name in names] == keys
+    artists = {"The Beatles": "beatles", "Sigur Rós": "sigurros", "Thes": "thes", "!!!": "",
+               "Simon & Garfunkel": "simonandgarfunkel"}  # fmt: skip
+    assert {name: prepare.artist_key(name) for name in artists} == artists
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +155,7 @@ def test_genuine_listening_with_descriptors(samples):
 
 @genuine
 def test_genuine_listening_with_timbre(samples):
-    data = prepare.load(config.LASTFM_TIMBRE, samples)
-    bag = prepare.bags(config.LASTFM_TIMBRE, samples)
+    data, bag = (read(config.LASTFM_TIMBRE, samples) for read in (prepare.load, prepare.bags))
     assert len(set(data.item_tracks)) == len(data.item_ids) > 250
     assert set(data.tag_tracks) <= set(data.item_tracks)
     track = data.item_tracks[0]
