@@ -24,12 +24,8 @@ from hypothesis import strategies as st
 from repro import config
 from repro.data import files, prepare, raw, synthetic
 
-PROFILES = {
-    "msd": replace(config.PAPER, min_songs_per_tag=2),
-    "subset": replace(config.SUBSET, min_songs_per_tag=1),
-    "spotify": replace(config.MSD_SPOTIFY, min_songs_per_tag=2),
-    "lastfm": replace(config.LASTFM, min_songs_per_tag=2),
-}
+SOURCES = config.PAPER, config.SUBSET, config.MSD_SPOTIFY, config.LASTFM
+PROFILES = {profile.source: replace(profile, min_songs_per_tag=2) for profile in SOURCES}
 TABLE = Path(__file__).with_name("FAULTS.md")
 
 
@@ -101,11 +97,9 @@ history = partial(Fault, "spotify", "User Listening History.csv")
 FAULTS = [  # errors first, by file; FAULTS.md has their messages
     plays("an empty file", ""),
     plays("a count of zero", TRIPLETS + "u9\tSOA\t0\n"),
-    plays("a fractional count", TRIPLETS + "u9\tSOA\t1.5\n"),
     plays("a huge count", TRIPLETS + "u9\tSOA\t99999999999\n"),
     plays("counts of a pair that add up beyond 32 bits", TRIPLETS + "u1\tSOA\t999999999\n" * 3),
     plays("a column missing", TRIPLETS + "u9\tSOA\n"),
-    plays("a column too many", TRIPLETS + "u9\tSOA\t1\t1\n"),
     plays("another delimiter", TRIPLETS + "u9,SOA,1\n"),
     plays("an empty line", TRIPLETS + "\nu9\tSOA\t1\n"),
     plays("bytes that are not UTF-8", TRIPLETS.encode() + b"u\xff\tSOA\t1\n"),
@@ -200,8 +194,13 @@ def test_the_table_says_what_happens(tmp_path):
     for number, fault in enumerate(FAULTS):
         follows = happens(fault, tmp_path / str(number)).replace("|", "&#124;")
         rows.append(f"| `{fault.file}` | {fault.what} | {follows} |")
-    rows += ["", "## Machine, network, people", ""]
-    rows += ["| fault | what happens | test |", "|---|---|---|"]
+    rows += [
+        "",
+        "## Machine, network, people",
+        "",
+        "| fault | what happens | test |",
+        "|---|---|---|",
+    ]
     rows += [f"| {what} | {follows} | `{where}` |" for what, follows, where in marked()]
     table = "\n".join(rows)
     if os.environ.get("REPRO_RENEW"):
@@ -210,13 +209,17 @@ def test_the_table_says_what_happens(tmp_path):
     assert TABLE.read_text("utf-8").partition("<!-- faults -->")[2].strip() == table
 
 
+def read_or_named(read, path):
+    try:
+        return read(path)
+    except raw.BadInput as error:
+        assert str(path) in str(error)
+
+
 # --- machines
 
 
-@pytest.mark.fault(
-    "an HDF5 file at which libhdf5 aborts its process",
-    "named and listed as any broken track; the process that read it is replaced",
-)
+@pytest.mark.fault("an HDF5 file at which libhdf5 aborts", "listed as broken; all others are read")
 def test_a_file_that_ends_its_reader_costs_that_file_alone(tmp_path, monkeypatch):
     tracks, ask = ("TRAAB01", "TRAAB03", "TRAAB04"), raw._Worker.ask
     tree = WRITERS["subset"](tmp_path) / "MillionSongSubset"
@@ -251,35 +254,26 @@ def test_flipped_genuine_files_are_read_or_named(tmp_path):
         flipped = raw.place(tmp_path, path.stem)
         flipped.parent.mkdir(parents=True, exist_ok=True)
         content.tofile(flipped)
-        for read in (raw.metadata, lambda path: raw.timbre(tmp_path, path.stem)):
-            try:
-                read(flipped)
-            except raw.BadInput as error:
-                assert str(flipped) in str(error)
+        read_or_named(raw.metadata, flipped)
+        read_or_named(lambda path: raw.timbre(tmp_path, path.stem), flipped)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.ENOSYS])
 @pytest.mark.filterwarnings("ignore:flock not supported")
-@pytest.mark.fault(
-    "a file system that refuses locks", "read without them; ours is then a file with its owner"
-)
+@pytest.mark.fault("a file system that refuses locks", "ours is then a file with its owner")
 def test_a_lock_that_is_refused_is_a_file(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, "refused")))
-    for _ in range(2):
-        with (
-            files.exclusive_lock(tmp_path / "lock", "busy"),
-            pytest.raises(BlockingIOError, match="busy"),
-            files.exclusive_lock(tmp_path / "lock", "busy"),
-        ):
-            pass
+    first, second, again = (files.exclusive_lock(tmp_path / "lock", "busy") for _ in range(3))
+    with first, pytest.raises(BlockingIOError, match="busy"):
+        second.__enter__()
+    with again:
+        pass
 
 
 def test_reading_takes_no_lock(tmp_path):
     folder = WRITERS["msd"](tmp_path)
-    with (
-        (folder / TIMBRE).open("rb") as file,
-        closing(sqlite3.connect(folder / "lastfm_tags.db")) as database,
-    ):
+    tags = sqlite3.connect(folder / "lastfm_tags.db")
+    with (folder / TIMBRE).open("rb") as file, closing(tags) as database:
         fcntl.flock(file, fcntl.LOCK_EX)
         database.execute("BEGIN EXCLUSIVE")
         assert len(raw.timbre(folder / "msd", "TRAAB01")) == 2
@@ -319,10 +313,7 @@ READERS += [partial(raw.query, sql="SELECT a FROM b", kinds={})]
 @anew
 def test_any_bytes_are_read_or_named(read, content, tmp_path):
     put(tmp_path / "file", content)
-    try:
-        read(tmp_path / "file")
-    except raw.BadInput as error:
-        assert str(tmp_path / "file") in str(error)
+    read_or_named(read, tmp_path / "file")
 
 
 NAMES = st.text(st.characters(codec="utf8", exclude_characters="\t\r\n\0"), min_size=1, max_size=8)
@@ -336,10 +327,7 @@ def test_triplets_come_back_as_they_were_written(rows, tmp_path):
     assert raw.triplets(path).cast({"user": raw.pl.String, "song": raw.pl.String}).rows() == rows
 
 
-@pytest.mark.fault(
-    "a descriptor of a track that is missing, NaN, infinite or beyond float32",
-    "the track is left out, counted in the table of the preparation",
-)
+@pytest.mark.fault("a descriptor that is missing, NaN or beyond float32", "its track is left out")
 @given(values=st.lists(st.none() | st.floats(), min_size=10, max_size=10))
 @anew
 def test_descriptors_are_finite_or_left_out(values, tmp_path):
@@ -363,10 +351,8 @@ def test_a_damaged_zip_is_read_or_named(damage, tmp_path):
     for place, byte in damage:
         content[place % len(content)] = byte
     put(path, bytes(content))
-    try:
-        assert raw.triplets(path).height == 6
-    except raw.BadInput as error:
-        assert path.name in str(error)
+    found = read_or_named(raw.triplets, path)
+    assert found is None or found.height == 6
 
 
 TRACKS, TAGS = (st.sampled_from(s.split()) for s in ("TRAAB01 TRAAB03 TRAAB06", "rock Jazz! R&B"))

@@ -36,10 +36,7 @@ def digests(root):
 
 
 def hits(whole_run, root, kills, seed, longest):
-    """Run, killing after random times, until so many kills have hit; then let it end.
-
-    Returns how often each signal has hit; the results must be those of the undisturbed run.
-    """
+    """Return how often each signal has hit a run that ends as the undisturbed one has."""
     draw, hit, log = random.Random(seed), dict.fromkeys(SIGNALS, 0), root / "log"
     while sum(hit.values()) < kills:
         process = start(root, log)
@@ -59,10 +56,7 @@ def hits(whole_run, root, kills, seed, longest):
     return hit.values()
 
 
-@pytest.mark.fault(
-    "SIGKILL, SIGTERM or Ctrl-C at a random moment, again and again",
-    "the same command goes on to an undisturbed run's results, to the bit; nothing partial",
-)
+@pytest.mark.fault("SIGKILL, SIGTERM or Ctrl-C again and again", "the same results, to the bit")
 def test_a_few_kills(whole_run, tmp_path):
     """Of the two notebooks that are longest, the others being done."""
     shutil.copytree(whole_run / "smoke", tmp_path / "smoke")
