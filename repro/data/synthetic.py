@@ -1,8 +1,8 @@
 """Write a small synthetic world in the Million Song Dataset's own formats.
 
-A song has a mixture of styles, close to its artist's, and the mixture drives its timbre, its tags
-and who listens to it. Popularity, length, production and having tags at all are drawn apart from
-it, so content can tell what a song is like but not how popular it is. Every number here is ours.
+A song's mixture of styles, close to its artist's, drives its timbre, its tags and its listeners.
+Popularity, length, production and having tags at all are drawn apart from it, so content tells what
+a song is like but not how popular it is. Every number here is ours.
 """
 
 from __future__ import annotations
@@ -21,15 +21,10 @@ import polars as pl
 
 from repro.config import World
 
-_BASES, _MOODS, _FIRST, _SECOND = (
-    line.split()
-    for line in """
-rock folk techno jazz metal soul house country punk ambient pop blues
-dark bright slow wild deep raw
-Silver Crooked Northern Paper Hollow Golden Distant Electric Velvet Broken
-Foxes Harbour Engines Gardens Satellites Brothers Mirrors Rivers Parade Owls
-""".strip().splitlines()
-)
+_BASES = str.split("rock folk techno jazz metal soul house country punk ambient pop blues")
+_MOODS = str.split("dark bright slow wild deep raw")
+_FIRST = str.split("Silver Crooked Northern Paper Hollow Golden Distant Electric Velvet Broken")
+_SECOND = str.split("Foxes Harbour Engines Gardens Satellites Brothers Mirrors Rivers Parade Owls")
 _FORMS = "{} revival", "new {}", "{} classics", "minimal {}", "{} crossover"
 _ARTIST_TAGS = ["female vocalists", "male vocalists", "british", "american", "swedish", "duo"]
 _JUNK_TAGS = ["favorites", "Favourites", "seen live", "awesome", "2000s", "albums I own"]
@@ -45,7 +40,7 @@ def write_world(world: World, seed: int, root: Path | str) -> None:
     """Write the world of `world` and `seed` to the folder `root`, unless it is there already.
 
     The folder appears only when it is complete; the same arguments give the same content. An
-    earlier world in its place is replaced, anything else there is an error (FileExistsError).
+    earlier world is replaced; anything else in its place is an error, FileExistsError.
     """
     root = Path(root)
     made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
@@ -69,31 +64,27 @@ def write_world(world: World, seed: int, root: Path | str) -> None:
 def _write(world: World, rng: np.random.Generator, root: Path) -> None:
     artist = np.sort(rng.integers(world.artists, size=world.songs))
     style = _near(rng, rng.dirichlet(np.full(world.styles, 0.1), world.artists)[artist], 30)
-    styles = _styles(world)
     songs, artists = _ids(rng, "SO", world.songs), _ids(rng, "AR", world.artists)
-    numbers = range(world.artists)
-    names = [f"{_FIRST[a % 10]} {_SECOND[a // 10 % 10]} {a // 100 + 1}" for a in numbers]
-
+    names = [
+        f"{_FIRST[a % 10]} {_SECOND[a // 10 % 10]} {a // 100 + 1}" for a in range(len(artists))
+    ]
     # a few songs have a second track
     of = np.concatenate([np.arange(world.songs), rng.choice(world.songs, world.songs // 33)])
-    tracks = pl.DataFrame(
-        {
-            "track_id": _ids(rng, "TR", len(of)),
-            "title": [f"{styles[style[s].argmax()].title()} No. {s + 1}" for s in of],
-            "song_id": [songs[s] for s in of],
-            "artist_id": [artists[artist[s]] for s in of],
-            "artist_name": [names[artist[s]] for s in of],
-            "song_hotttnesss": _hotness(rng, len(of)),
-        }
-    )
+    columns = {
+        "track_id": _ids(rng, "TR", len(of)),
+        "title": [f"{_styles(world)[style[s].argmax()].title()} No. {s + 1}" for s in of],
+        "song_id": np.array(songs)[of],
+        "artist_id": np.array(artists)[artist[of]],
+        "artist_name": np.array(names)[artist[of]],
+    }
+    hot = np.where(rng.random(len(of)) < 0.1, 0.0, rng.beta(4, 5, len(of)))
+    hot = np.where(rng.random(len(of)) < 0.4, np.nan, hot)
+    tracks = pl.DataFrame(columns)
     _write_triplets(root / "train_triplets.txt", world, rng, style, songs)
     _write_tags(root / "lastfm_tags.db", world, rng, tracks["track_id"], style[of], artist[of])
-    columns = (
-        "track_id TEXT PRIMARY KEY, title TEXT, song_id TEXT, artist_id TEXT, artist_name TEXT"
-    )
-    about = tracks.drop("song_hotttnesss").rows()
-    _write_sqlite(root / "track_metadata.db", {f"songs ({columns})": about})
-    _write_hdf5(root, tracks, _timbre(world, rng, style[of]))
+    kinds = ", ".join(f"{name} TEXT" for name in columns).replace(",", " PRIMARY KEY,", 1)
+    _write_sqlite(root / "track_metadata.db", {f"songs ({kinds})": tracks.rows()})
+    _write_hdf5(root, tracks.with_columns(song_hotttnesss=hot), _timbre(world, rng, style[of]))
 
     tested = rng.permutation(world.artists) < round(0.15 * world.artists)
     for name, ids in {
@@ -136,11 +127,6 @@ def _race(rng: np.random.Generator, weights, counts: np.ndarray) -> tuple[np.nda
         rows.append(block[taken.nonzero()[0]])
         columns.append(first[taken])
     return np.concatenate(rows), np.concatenate(columns)
-
-
-def _hotness(rng: np.random.Generator, n: int) -> np.ndarray:
-    hot = np.where(rng.random(n) < 0.1, 0.0, rng.beta(4, 5, n))
-    return np.where(rng.random(n) < 0.4, np.nan, hot)
 
 
 def _write_triplets(path: Path, world: World, rng, style: np.ndarray, songs: list[str]) -> None:
