@@ -114,9 +114,9 @@ def test_spellings_meet_in_a_key():
         ("femalvocalist", "Female Vocalists", "female vocalist"),
     ):
         assert {prepare.sanitise(spelling) for spelling in spellings} == {key}
-    artists = {"The Beatles": "beatles", "Sigur Rós": "sigurros", "Thes": "thes", "!!!": "",
-               "Simon & Garfunkel": "simonandgarfunkel"}  # fmt: skip
-    assert {name: prepare.artist_key(name) for name in artists} == artists
+    names = "The Beatles", "Sigur Rós", "Simon & Garfunkel", "Thes", "!!!"
+    keys = "beatles", "sigurros", "simonandgarfunkel", "thes", ""
+    assert tuple(map(prepare.artist_key, names)) == keys
 
 
 @pytest.fixture(scope="module")
@@ -131,22 +131,17 @@ def samples(tmp_path_factory):
 
 
 @genuine
-def test_genuine_triplets():
+def test_genuine_listening_with_descriptors(samples):
     table = raw.triplets(SAMPLES / "taste_profile_sample.tsv")
     assert (table.height, table["user"].n_unique(), table["song"].n_unique()) == (7_023, 245, 5_583)
-
-
-@genuine
-def test_genuine_listening_with_descriptors(samples):
-    data = prepare.load(config.LASTFM, samples)
+    data, bag = (read(config.LASTFM, samples) for read in (prepare.load, prepare.bags))
     assert list(data.facts.values())[:8] == [
         *(1_892, 17_632, 92_834, 186_479),  # users, artists, pairs, tag assignments
         *(4_261, 1_882, 68_766, 132_158),  # the same of artists with all: artists, users, ...
     ]
-    assert data.facts["tags that are frequent"] == 585
-    assert data.plays.shape == (1_882, 4_244) and len(set(data.item_ids)) == 4_244
+    assert data.facts["tags that are frequent"] == 585 and data.plays.shape == (1_882, 4_244)
+    assert len(set(data.item_ids)) == 4_244
     assert (data.tag_train ^ data.tag_test).all()
-    bag = prepare.bags(config.LASTFM, samples)
     sizes = [len(bag(track)) for track in data.item_tracks]
     assert min(sizes) > 0 and sum(sizes) == 27_028
     assert data.item_names[list(data.item_ids).index("sigurros")] == "Sigur Rós"

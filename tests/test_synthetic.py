@@ -45,7 +45,7 @@ def written(seed, folder):
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
-def test_a_world_is_the_same_for_a_seed_and_kept_replaced_or_refused(tmp_path):
+def test_a_world_is_the_same_for_a_seed_and_kept_replaced_or_refused(tmp_path, monkeypatch):
     first = written(1, tmp_path / "world")
     assert written(1, tmp_path / "again") == first
     (tmp_path / "world" / "mark").touch()
@@ -56,13 +56,10 @@ def test_a_world_is_the_same_for_a_seed_and_kept_replaced_or_refused(tmp_path):
     (tmp_path / "world" / "world.json").unlink()
     with pytest.raises(FileExistsError, match="name another folder"):
         written(2, tmp_path / "world")
-
-
-def test_interrupted_writing_leaves_no_world(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic.h5py, "File", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        synthetic.write_world(SMALL, 1, tmp_path / "world")
-    assert not (tmp_path / "world").exists()
+        written(3, tmp_path / "interrupted")
+    assert not (tmp_path / "interrupted").exists()
 
 
 def test_readers_read_what_was_written(root, data):
