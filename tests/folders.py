@@ -46,17 +46,13 @@ HETREC = {
     + "".join(f"{u}\t{a}\t{t}\t1\t1\t2009\n" for u in (7, 8) for a in (1, 2) for t in (1, 2)),
     "tags.dat": "tagID\ttagValue\n1\trock\n2\tjazz\n",
 }
-DESCRIPTORS = (
-    "duration_ms,danceability,energy,loudness,speechiness,"
-    "acousticness,instrumentalness,liveness,valence,tempo"
+INFO = (
+    "track_id,name,artist,tags,duration_ms,danceability,energy,loudness,speechiness,"
+    "acousticness,instrumentalness,liveness,valence,tempo\n"
 )
-NUMBERS = "200000,0.5,0.5,-8.0,0.1,0.2,0.0,0.1,0.4,120.0"
-INFO = f"track_id,name,artist,tags,{DESCRIPTORS}\n" + "".join(
-    f"TR{i},Song {i},{artist},{tags},{NUMBERS}\n"
-    for i, (artist, tags) in enumerate(
-        [("ann", '"rock, jazz"'), ("ann", "rock"), ("bob", "jazz"), ("cid", ""), ("bob", "rock")]
-    )
-)
+for number, said in enumerate(['ann,"rock, jazz"', "ann,rock", "bob,jazz", "cid,", "bob,rock"]):
+    descriptors = "200000,0.5,0.5,-8.0,0.1,0.2,0.0,0.1,0.4,120.0"
+    INFO += f"TR{number},Song {number},{said},{descriptors}\n"
 HISTORY = "track_id,user_id,playcount\nTR0,u1,1\nTR1,u1,2\nTR2,u2,1\nTR0,u2,3\nTR3,u2,4\n"
 
 
