@@ -1,8 +1,7 @@
 """The files that each profile reads: what they are, where they come from, how to get them.
 
-A profile reads one folder that the user names, where the files lie under the names that they are
-downloaded by. A file that can be downloaded comes from one of the listed hosts over https (or from
-a mirror that the user names), is written in a folder apart, checked, and only then takes its place.
+They lie in one folder under the names that they are downloaded by: over https from a listed host,
+or from a mirror that the user names, into a folder apart, checked, and only then put in place.
 """
 
 from __future__ import annotations
@@ -70,10 +69,9 @@ class MissingData(FileNotFoundError):
 
 @dataclass(frozen=True)
 class Source:
-    """One input file or folder, and where to get it.
+    """One input file or folder, and where to get it: a ``url``, or "by hand: " and how.
 
-    ``url`` says "by hand: " and how, where a person has to do it; ``digest`` is
-    ``algorithm:hex``, empty where the origin's is not known to us.
+    ``digest`` is ``algorithm:hex``, empty where the origin's is not known to us.
     """
 
     path: Path
@@ -147,9 +145,6 @@ def data_digest(profile: Profile, root: Path | str) -> str:
     return digest.hexdigest()
 
 
-# --- writing ------------------------------------------------------------------------------------
-
-
 @contextmanager
 def write_atomically(path: Path) -> Iterator:
     """Open a temporary binary file that takes the name ``path`` only if the block succeeds."""
@@ -195,18 +190,19 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
         yield
 
 
-# --- downloading --------------------------------------------------------------------------------
-
-
 def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
-    """Download a file, or a folder as an archive, unless it is there; then compare its digest.
+    """Download a file, or a folder as an archive, and return True; or compare what is there.
 
-    ``mirror`` is the address of a folder that has the files under their own names; it is asked in
-    place of the origin, and may be on any host, since it is the user's choice. FetchError says why
-    something cannot be had; else return whether anything was downloaded.
+    ``mirror`` is the address of a folder that has the files under their own names, on any host. It
+    is asked in place of the origin. FetchError says why something cannot be had.
     """
     if source.path.exists():
-        _compare(source)
+        noted = _notes(source.path).get(source.path.name, {}).get("sha256", "")
+        kind, _, wanted = (source.digest or f"sha256:{noted}").partition(":")
+        known = wanted and source.path.is_file()
+        if known and (found := pooch.file_hash(str(source.path), kind)) != wanted:
+            why = f"expected {kind} {wanted}, found {found}"
+            raise FetchError(f"{source.path}: {why}; take it away to have it downloaded again")
         return False
     if source.url.startswith("by hand"):
         raise FetchError(described(source))
@@ -274,16 +270,6 @@ def _notes(path: Path) -> dict:
     return json.loads(notes.read_text("utf-8")) if notes.exists() else {}
 
 
-def _compare(source: Source) -> None:
-    """Raise FetchError when a file that is there is not the one that was meant or that came."""
-    noted = _notes(source.path).get(source.path.name, {}).get("sha256", "")
-    kind, _, wanted = (source.digest or f"sha256:{noted}").partition(":")
-    found = pooch.file_hash(str(source.path), kind) if wanted and source.path.is_file() else wanted
-    if found != wanted:
-        why = f"expected {kind} {wanted}, found {found}"
-        raise FetchError(f"{source.path}: {why}; take it away to have it downloaded again")
-
-
 def _unpack(archive: Path, folder: Path, partial: Path) -> None:
     """Put the tracks of a tar.gz file into a folder, A/B/C/TRABC....h5, and remove the archive.
 
@@ -291,8 +277,8 @@ def _unpack(archive: Path, folder: Path, partial: Path) -> None:
     """
     try:
         with tarfile.open(archive) as tar:
-            # absent from Python before 3.11.4, where our names, below, are as safe
-            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            # unknown to Python before 3.11.4, where our names, below, are as safe
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
             for member in tar:
                 found = _TRACK.search(member.name)
                 if found and member.isfile():

@@ -82,7 +82,7 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     facts, broken = {}, {}
     matrix, items, tagged, tracks, sides = read(profile, Path(root), facts, broken)
     plays, users, ids = matrix
-    items = _left_join(ids, items, "item")
+    items = pl.DataFrame({"item": ids}).join(items, on="item", how="left", maintain_order="left")
     facts |= {"users": len(users), f"{profile.item}s": len(ids)}
     facts |= {f"user-{profile.item} pairs": plays.nnz}
     facts[f"{profile.item}s without a track"] = items["track"].null_count()
@@ -93,9 +93,14 @@ def load(profile: Profile, root: Path | str) -> Dataset:
             f"{root}: no tag that says something of the sound is on {profile.min_songs_per_tag} "
             f"tracks or more, which profile {profile.name} asks for"
         )
-    about = _left_join(tag_tracks, tracks, "track")
+    about = pl.DataFrame({"track": tag_tracks})
+    about = about.join(tracks, on="track", how="left", maintain_order="left")
     artists = _strings(about["artist"])
-    sides = [np.isin(artists, side) for side in sides or _drawn_sides(artists, profile.seed)]
+    if not sides:  # four artists of five for training, none on both sides
+        found = np.unique(artists)
+        train = np.random.default_rng(profile.seed).permutation(len(found)) < int(0.8 * len(found))
+        sides = found[train], found[~train]
+    sides = [np.isin(artists, side) for side in sides]
     for rows, what in zip(sides, ("train", "test"), strict=True):
         if not rows.any():
             raise BadInput(f"{root}: no tagged track is among those to {what} tags with")
@@ -174,8 +179,6 @@ def check(profile: Profile, root: Path | str, items: int = 200) -> str:
     return "\n".join(f"  {line}" for line in [*found, *list(broken.values())[:3]])
 
 
-# --- the sources --------------------------------------------------------------------------------
-#
 # Each function notes facts and broken tracks, and returns the result of :func:`_matrix` for plays;
 # a row (item, track, artist, name) for each item; rows (track, tag, val); a row (track, item,
 # artist, hot) for each track; the artists whose tags are for training and for testing, or None.
@@ -330,9 +333,6 @@ def _load_spotify(profile: Profile, root: Path, facts: dict, broken: dict) -> tu
     return _matrix(listening, path), tracks, tagged, tracks, None
 
 
-# --- all ----------------------------------------------------------------------------------------
-
-
 def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> None:
     """Raise BadInput when two files that are joined by their ids have none in common."""
     if not ids.unique().cast(pl.String).is_in(others.cast(pl.String).implode()).any():
@@ -345,13 +345,6 @@ def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> 
 
 def _of(songs: pl.Series) -> pl.Expr:
     return pl.col("song").is_in(songs.unique().cast(pl.Categorical).implode())
-
-
-def _drawn_sides(artists: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw four artists of five for training, so that no artist is on both sides."""
-    found = np.unique(artists)
-    train = np.random.default_rng(seed).permutation(len(found)) < int(0.8 * len(found))
-    return found[train], found[~train]
 
 
 def sanitise(tag: str) -> str:
@@ -417,11 +410,6 @@ def _codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     position = np.zeros(categories.max(initial=0) + 1, np.int32)
     position[categories] = np.arange(len(categories))
     return position[column.to_physical().to_numpy()], _strings(ids["id"])
-
-
-def _left_join(ids: np.ndarray, table: pl.DataFrame, key: str) -> pl.DataFrame:
-    """Return for each id, in order, its row of `table`, or nulls."""
-    return pl.DataFrame({key: ids}).join(table, on=key, how="left", maintain_order="left")
 
 
 def _strings(column: pl.Series, width: int = 200) -> np.ndarray:

@@ -65,21 +65,21 @@ def _write(world: World, rng: np.random.Generator, root: Path) -> None:
     artist = np.sort(rng.integers(world.artists, size=world.songs))
     style = _near(rng, rng.dirichlet(np.full(world.styles, 0.1), world.artists)[artist], 30)
     songs, artists = _ids(rng, "SO", world.songs), _ids(rng, "AR", world.artists)
-    names = [
-        f"{_FIRST[a % 10]} {_SECOND[a // 10 % 10]} {a // 100 + 1}" for a in range(len(artists))
-    ]
+    numbers = np.arange(world.artists)
+    names = [f"{_FIRST[a % 10]} {_SECOND[a // 10 % 10]} {a // 100 + 1}" for a in numbers]
     # a few songs have a second track
     of = np.concatenate([np.arange(world.songs), rng.choice(world.songs, world.songs // 33)])
     columns = {
         "track_id": _ids(rng, "TR", len(of)),
         "title": [f"{_styles(world)[style[s].argmax()].title()} No. {s + 1}" for s in of],
-        "song_id": np.array(songs)[of],
-        "artist_id": np.array(artists)[artist[of]],
+        "song_id": songs[of],
+        "artist_id": artists[artist[of]],
         "artist_name": np.array(names)[artist[of]],
     }
     hot = np.where(rng.random(len(of)) < 0.1, 0.0, rng.beta(4, 5, len(of)))
     hot = np.where(rng.random(len(of)) < 0.4, np.nan, hot)
     tracks = pl.DataFrame(columns)
+
     _write_triplets(root / "train_triplets.txt", world, rng, style, songs)
     _write_tags(root / "lastfm_tags.db", world, rng, tracks["track_id"], style[of], artist[of])
     kinds = ", ".join(f"{name} TEXT" for name in columns).replace(",", " PRIMARY KEY,", 1)
@@ -87,11 +87,9 @@ def _write(world: World, rng: np.random.Generator, root: Path) -> None:
     _write_hdf5(root, tracks.with_columns(song_hotttnesss=hot), _timbre(world, rng, style[of]))
 
     tested = rng.permutation(world.artists) < round(0.15 * world.artists)
-    for name, ids in {
-        "tracks_bad_audio": rng.choice(tracks["track_id"].to_numpy(), len(of) // 70, replace=False),
-        "artists_train": np.array(artists)[~tested],
-        "artists_test": np.array(artists)[tested],
-    }.items():
+    bad = rng.choice(columns["track_id"], len(of) // 70, replace=False)
+    sides = {"artists_train": artists[~tested], "artists_test": artists[tested]}
+    for name, ids in {"tracks_bad_audio": bad, **sides}.items():
         (root / f"{name}.txt").write_text("".join(f"{i}\n" for i in ids))
 
 
@@ -99,9 +97,9 @@ def _styles(world: World) -> list[str]:
     return [f"{_MOODS[k // 12]} {_BASES[k % 12]}" for k in range(world.styles)]
 
 
-def _ids(rng: np.random.Generator, prefix: str, n: int) -> list[str]:
+def _ids(rng: np.random.Generator, prefix: str, n: int) -> np.ndarray:
     letters = rng.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), (n, 5))
-    return [f"{prefix}{''.join(row)}12{i:09X}" for i, row in enumerate(letters)]
+    return np.array([f"{prefix}{''.join(row)}12{i:09X}" for i, row in enumerate(letters)])
 
 
 def _near(rng: np.random.Generator, mixtures: np.ndarray, concentration: float) -> np.ndarray:
@@ -129,7 +127,7 @@ def _race(rng: np.random.Generator, weights, counts: np.ndarray) -> tuple[np.nda
     return np.concatenate(rows), np.concatenate(columns)
 
 
-def _write_triplets(path: Path, world: World, rng, style: np.ndarray, songs: list[str]) -> None:
+def _write_triplets(path: Path, world: World, rng, style: np.ndarray, songs: np.ndarray) -> None:
     """Listening: popular songs of the user's few styles; both activities are log-normal."""
     taste = rng.dirichlet(np.full(world.styles, 0.1), world.users)
     popularity = rng.lognormal(0, 0.9, world.songs)
@@ -137,8 +135,7 @@ def _write_triplets(path: Path, world: World, rng, style: np.ndarray, songs: lis
     active = np.clip(active.round().astype(int), 5, world.songs // 4)
     user, song = _race(rng, lambda u: (taste[u] @ style.T + 0.03) ** 2 * popularity, active)
     users = np.array([rng.bytes(20).hex() for _ in range(world.users)])
-    counts = rng.geometric(0.35, len(user))
-    plays = pl.DataFrame({"user": users[user], "song": np.array(songs)[song], "n": counts})
+    plays = pl.DataFrame([users[user], songs[song], rng.geometric(0.35, len(user))])
     plays.write_csv(path, separator="\t", include_header=False)
 
 
@@ -164,17 +161,13 @@ def _write_tags(path: Path, world: World, rng, tracks: pl.Series, style, artist)
     spelling = rng.choice(len(_SPELLINGS), len(tag), p=(0.7, 0.1, 0.15, 0.05))
     raw, raw_tag = np.unique(spelt[tag, spelling], return_inverse=True)
     value = rng.integers(0, 101, len(tag))  # a few zeros, as in the genuine file
-    rows = zip((track + 1).tolist(), (raw_tag + 1).tolist(), value.tolist(), strict=True)
-    tables = {
-        "tids (tid TEXT)": [(t,) for t in tracks],
-        "tags (tag TEXT)": [(t,) for t in raw.tolist()],
-    }
-    _write_sqlite(path, tables | {"tid_tag (tid INT, tag INT, val FLOAT)": list(rows)})
+    rows = np.column_stack([track + 1, raw_tag + 1, value]).tolist()
+    tables = {"tids (tid TEXT)": [(t,) for t in tracks], "tags (tag TEXT)": [(t,) for t in raw]}
+    _write_sqlite(path, tables | {"tid_tag (tid INT, tag INT, val FLOAT)": rows})
 
 
 def _write_sqlite(path: Path, tables: dict[str, list[tuple]]) -> None:
-    # in memory, so without locks; and no transaction of the sqlite3 module's making, since that
-    # recognises INSERT by the rules of the locale
+    # in memory, so without locks; a transaction of sqlite3's making depends on the locale
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as database:
         database.execute("BEGIN")
         for table, rows in tables.items():
