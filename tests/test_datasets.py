@@ -15,13 +15,9 @@ from repro.data import files, prepare, raw
 PROFILE = replace(config.PAPER, min_songs_per_tag=2)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return write_msd(tmp_path)
-
-
 @pytest.mark.parametrize("as_shipped", [False, True])
-def test_plays_and_tags_follow_the_recipe(folder, as_shipped):
+def test_plays_and_tags_follow_the_recipe(tmp_path, as_shipped):
+    folder = write_msd(tmp_path)
     if as_shipped:
         with zipfile.ZipFile(folder / "train_triplets.txt.zip", "w") as archive:
             archive.writestr("train_triplets.txt", TRIPLETS)
@@ -71,8 +67,8 @@ def test_tables_of_tracks(tmp_path):
     assert bag("TR3").shape == (1, 10) and bag("TR9").shape == (0, 10)
 
 
-def test_bags_are_the_frames_and_may_be_empty(folder):
-    bag = prepare.bags(PROFILE, folder)
+def test_bags_are_the_frames_and_may_be_empty(tmp_path):
+    bag = prepare.bags(PROFILE, write_msd(tmp_path))
     assert np.array_equal(bag("TRAAB01"), np.arange(24).reshape(2, 12))
     assert bag("TRAAB01").dtype == np.float32
     assert bag("TRAAB03").shape == bag("").shape == (0, 12)
@@ -94,7 +90,8 @@ def test_missing_files_are_all_named_with_their_origin(tmp_path, profile):
             assert said in str(caught.value)
 
 
-def test_the_digest_follows_content_and_not_dates_or_hidden_files(folder):
+def test_the_digest_follows_content_and_not_dates_or_hidden_files(tmp_path):
+    folder = write_msd(tmp_path)
     seen = [files.data_digest(PROFILE, folder)]
     (folder / "train_triplets.txt").touch()
     (folder / "msd/A/A/B/._TRAAB01.h5").touch()

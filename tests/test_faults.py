@@ -60,10 +60,9 @@ def member(path, name, text):
     WRITERS["lastfm"](path.parent, **{name: text})
 
 
-def sql(path, *statements):
+def sql(path, statement):
     with closing(sqlite3.connect(path)) as database, database:
-        for statement in statements:
-            database.execute(statement)
+        database.execute(statement)
 
 
 def h5(path, name, values):
@@ -177,16 +176,6 @@ def happens(fault, folder):
     return f"stops: `{ours.replace(f'{folder}/', '').replace(str(folder), 'the folder')}`"
 
 
-def marked():
-    """Return the faults that tests are marked with: what, what follows, where."""
-    return [
-        (*(arg.value for arg in node.args), path.name)
-        for path in sorted(TABLE.parent.glob("test_*.py"))
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault"
-    ]
-
-
 def test_the_table_says_what_happens(tmp_path):
     rows = ["## Files", "", "| file | fault | what happens |", "|---|---|---|"]
     for number, fault in enumerate(FAULTS):
@@ -199,7 +188,11 @@ def test_the_table_says_what_happens(tmp_path):
         "| fault | what happens | test |",
         "|---|---|---|",
     ]
-    rows += [f"| {what} | {follows} | `{where}` |" for what, follows, where in marked()]
+    for path in sorted(TABLE.parent.glob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
+                what, follows = (argument.value for argument in node.args)
+                rows.append(f"| {what} | {follows} | `{path.name}` |")
     table = "\n".join(rows)
     if os.environ.get("REPRO_RENEW"):
         before = TABLE.read_text("utf-8").partition("<!-- faults -->")[0]

@@ -71,16 +71,6 @@ def test_fifty_kills(whole_run, tmp_path):
     assert sum(hit) == 50 and min(hit) > 5
 
 
-@pytest.mark.fault("a second run into the same results", "refused in one line; the first goes on")
-def test_a_second_run_is_refused_while_the_first_is_at_work(results_folder, capsys):
-    (results_folder / "smoke").mkdir(parents=True)
-    with exclusive_lock(results_folder / "smoke" / "lock", "busy"):
-        for profile in ("smoke", "smoke+seed1"):
-            assert runner.main(profile, "cpu") == runner.REFUSED
-            told = capsys.readouterr().out.splitlines()[-1]
-            assert told.startswith("Cannot start: another run is at work in")
-
-
 @pytest.mark.fault("SIGTERM, from a batch system perhaps", "stops, saying how to go on")
 def test_sigterm_stops_a_run_and_its_kernel(tmp_path):
     log = tmp_path / "log"
@@ -108,10 +98,16 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     assert path.read_bytes() == b"before" and os.listdir(tmp_path) == ["out.npz"]
 
 
+@pytest.mark.fault("a second run into the same results", "refused in one line; the first goes on")
 @pytest.mark.fault("results that cannot be written", "refused before any work")
-def test_results_that_cannot_be_written_are_refused(monkeypatch, tmp_path, capsys):
-    in_the_way = tmp_path / "file"
-    in_the_way.write_text("")
+def test_what_cannot_start_is_refused(results_folder, monkeypatch, capsys):
+    (results_folder / "smoke").mkdir(parents=True)
+    with exclusive_lock(results_folder / "smoke" / "lock", "busy"):
+        for profile in ("smoke", "smoke+seed1"):
+            assert runner.main(profile, "cpu") == runner.REFUSED
+            told = capsys.readouterr().out.splitlines()[-1]
+            assert told.startswith("Cannot start: another run is at work in")
+    in_the_way = results_folder / "smoke" / "lock"
     monkeypatch.setenv("REPRO_RESULTS", str(in_the_way))
     assert runner.main("smoke") == runner.REFUSED
     assert f"Cannot start: [Errno 20] Not a directory: '{in_the_way}" in capsys.readouterr().out
