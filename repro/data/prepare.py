@@ -85,7 +85,7 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     items = pl.DataFrame({"item": ids}).join(items, on="item", how="left", maintain_order="left")
     facts |= {"users": len(users), f"{profile.item}s": len(ids)}
     facts |= {f"user-{profile.item} pairs": plays.nnz}
-    facts[f"{profile.item}s without a track"] = items["track"].null_count()
+    facts |= {f"{profile.item}s without a track": items["track"].null_count()}
 
     tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
     if not len(vocabulary):
@@ -114,8 +114,8 @@ def load(profile: Profile, root: Path | str) -> Dataset:
 class Bags:
     """The function from a track id to its content, float32, shape (frames, D), in own units.
 
-    D is 12 for timbre, 10 for descriptors. A silent track has no frames, and so has one whose file
-    cannot be read: one among a million must not stop a run.
+    D is 12 for timbre, 10 for descriptors. There are no frames of a silent track, nor of one whose
+    file cannot be read: one among a million must not stop a run.
     """
 
     def __init__(self, read: Callable[[str, str], np.ndarray], dims: int):
@@ -138,21 +138,21 @@ class Bags:
 
         BadInput says when they are more than 20, and more than a tenth of the ``of`` tracks read.
         """
-        found = {}
-        for track in silent:
-            try:
-                self._read(track, "")
-            except BadInput as error:
-                found[track] = str(error)
-        _refuse_many(found, of)
-        return found
+        return _tried(lambda track: self._read(track, ""), silent, of)[1]
 
 
-def _refuse_many(broken: dict[str, str], of: int) -> None:
+def _tried(read: Callable, tracks: Iterable, of: int) -> tuple[dict, dict[str, str]]:
+    """Return what is read of each track, and for the others why not."""
+    found, broken = {}, {}
+    for track in tracks:
+        try:
+            found[track] = read(track)
+        except BadInput as error:
+            broken[track] = str(error)
     if len(broken) > max(20, of / 10):
-        raise BadInput(
-            f"{len(broken):,} of {of:,} tracks cannot be read; one of them: {min(broken.values())}"
-        )
+        one = min(broken.values())
+        raise BadInput(f"{len(broken):,} of {of:,} tracks cannot be read; one of them: {one}")
+    return found, broken
 
 
 def bags(profile: Profile, root: Path | str) -> Bags:
@@ -233,17 +233,16 @@ def _load_msd(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
 
 def _about_tracks(tree: Path, facts: dict, broken: dict) -> pl.DataFrame:
     """Return what each track of a tree says of itself, sorted by the tracks' ids."""
-    rows = []
-    paths = sorted(tree.glob("?/?/?/[!.]*.h5"), key=lambda path: path.stem)
-    for path, ahead in pairwise([*paths, None]):
-        try:
-            rows.append({"track": path.stem} | raw.metadata(path, ahead))
-        except BadInput as error:
-            broken[path.stem] = str(error)
-    _refuse_many(broken, len(paths))
-    if not rows:
+    paths = dict(sorted((path.stem, path) for path in tree.glob("?/?/?/[!.]*.h5")))
+    ahead = dict(pairwise(paths))
+    found, unread = _tried(
+        lambda track: raw.metadata(paths[track], paths.get(ahead.get(track))), paths, len(paths)
+    )
+    broken |= unread
+    if not found:
         why = f" that can be read; one of them: {min(broken.values())}" if broken else ""
         raise BadInput(f"{tree}: expected tracks A/B/C/TRABC....h5, found none{why}")
+    rows = [{"track": track} | about for track, about in found.items()]
     facts |= {"tracks read": len(rows), "tracks that cannot be read": len(broken)}
     about = pl.DataFrame(rows).rename({"song_id": "item", "artist_id": "artist"})
     return about.with_columns(name=pl.col("artist_name") + " - " + pl.col("title"))
@@ -356,8 +355,8 @@ def sanitise(tag: str) -> str:
 def _tags(tagged: pl.DataFrame, min_tracks: int, facts: dict[str, int]) -> tuple:
     """Turn (track, tag, val) rows into the binary matrix, its tracks and its vocabulary.
 
-    Tags on `min_tracks` tracks or more that say something of the sound are stemmed, equal stems
-    merged with their values summed, and a tag is positive where the value is.
+    Tags on `min_tracks` tracks or more that say something of the sound are stemmed; the values of
+    equal stems add up, and a tag is positive where the sum is.
     """
     frequent = tagged.group_by("tag").agg(n=pl.col("track").n_unique())
     frequent = frequent.filter(pl.col("n") >= min_tracks)["tag"].to_list()

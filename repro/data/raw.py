@@ -38,8 +38,8 @@ class BadInput(ValueError):
 def triplets(path: Path) -> pl.DataFrame:
     """Read ``user <TAB> song <TAB> count`` lines, plain or zipped; a count is a positive integer.
 
-    Users and songs are categories, so 48 million pairs take 12 bytes each. BadInput names the file
-    and the first line that is anything else.
+    Users and songs are categories: 48 million pairs take 12 bytes each. BadInput names the file and
+    the first line that is anything else.
     """
     return _pairs(path, ("user", "song", "count"), "\t", header=False)
 
@@ -102,25 +102,25 @@ def _shown(line: bytes) -> str:
 def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -> pl.DataFrame:
     """Read some columns of a CSV file, or of a tab-separated member of a zip file.
 
-    In a column of numbers, whose polars type ``columns`` gives, anything else is an error, as is a
-    UInt32 of 0. A missing value is null in a CSV file, and an error in a member. Text that cannot
-    be decoded is replaced. BadInput names the file and, where there is one, line and column.
+    ``columns`` gives polars types. BadInput names file, line and column of what is no number where
+    one is due, of a UInt32 of 0, and in a member of a missing value, which is null in a CSV file.
+    Text that cannot be decoded is replaced.
     """
     where = f"{path}: {member}" if member else f"{path}"
-    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if member else {}
+    comma, quoting = ("\t", csv.QUOTE_NONE) if member else (",", csv.QUOTE_MINIMAL)
     found, line = [], 1
     try:
         content = zipfile.ZipFile(path).read(member) if member else path.read_bytes()
         text = content.decode(encoding, "replace").removeprefix("\ufeff")
-        rows = csv.reader(io.StringIO(text, ""), **style)
+        rows = csv.reader(io.StringIO(text, ""), delimiter=comma, quoting=quoting)
         header = next(rows, [])
         places = [header.index(name) if name in header else None for name in columns]
         for row in rows if None not in places else ():
             if len(row) == len(header):
                 found.append((line + 1, *(row[place] or None for place in places)))
             elif row:
-                shown = repr((style.get("delimiter") or ",").join(row)[:100])
-                raise csv.Error(f"expected {len(header)} fields, found {len(row)}, {shown}")
+                shown = comma.join(row)[:100]
+                raise csv.Error(f"expected {len(header)} fields, found {len(row)}, {shown!r}")
             line = rows.line_num
     except csv.Error as error:
         raise BadInput(f"{where}, line {line + 1}: {error}") from error
@@ -169,9 +169,6 @@ def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
     if not found.height:
         raise BadInput(f"{path}: holds none of the rows that are read")
     return found
-
-
-# --- HDF5 ---------------------------------------------------------------------------------------
 
 
 def place(tree: Path, track: str) -> Path:
