@@ -81,7 +81,6 @@ def silent(data, bag):
 
 
 SKIP = "a track without frames, listed in broken_tracks.csv and counted in the manifest"
-COUNTED = "left out, counted in the table of the preparation"
 TIMBRE, FRAMES = "msd/A/A/B/TRAAB01.h5", "analysis/segments_timbre"
 HEARD = "userID\tartistID\tweight\n7\t1\t5\n"
 plays = partial(Fault, "msd", "train_triplets.txt")
@@ -142,12 +141,11 @@ FAULTS = [  # errors first, by file; FAULTS.md has their messages
     frames("NaN among the frames", (h5, FRAMES, np.full((3, 12), np.nan)), SKIP, silent),
     metadata("a name that is not UTF-8", (sql, "UPDATE songs SET title = CAST(x'46ff' AS TEXT)"),
              "read with a replacement mark", lambda d, bag: d.item_names[0] == "Ann - F\ufffd"),
-    tags("tags that are numbers, values that are text",
-         (write_tags, [*TAGGED, ("TRAAB01", 1984, "much")]),
+    tags("a number as a tag, text as a value", (write_tags, [*TAGGED, ("TRAAB01", 1984, "much")]),
          "read; a value that is no number is 0", lambda d, bag: "1984" not in d.vocabulary),
     tags("NULL as a track", (sql, "UPDATE tids SET tid = NULL WHERE tid = 'TRAAB01'"), "left out",
          lambda d, bag: "TRAAB01" not in d.tag_tracks),
-    Fault("subset", f"MillionSongSubset/{TIMBRE[4:]}", "cut short", cut, COUNTED,
+    Fault("subset", f"MillionSongSubset/{TIMBRE[4:]}", "cut short", cut, "left out, counted",
           lambda d, bag: list(d.broken) == ["TRAAB01"]),
     tree("a Mac's `._TR....h5` beside each track", of_a_mac, "passed over",
          lambda d, bag: d.facts["tracks read"] == 5 and not d.broken),
@@ -205,9 +203,6 @@ def read_or_named(read, path):
         return read(path)
     except raw.BadInput as error:
         assert str(path) in str(error)
-
-
-# --- machines
 
 
 @pytest.mark.fault("an HDF5 file at which libhdf5 aborts", "listed as broken; all others are read")
@@ -288,8 +283,6 @@ def test_a_worlds_databases_know_no_number_of_transactions(tmp_path):
     for path in (tmp_path / "world").glob("*.db"):
         assert path.read_bytes()[24:28] == bytes(4)  # SQLite counts the changes here
 
-
-# --- whatever the bytes
 
 anew = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

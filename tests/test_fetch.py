@@ -98,9 +98,6 @@ def test_a_file_comes_whole_and_is_compared(server, wanted):
     assert wanted.path.exists()
 
 
-# --- what is broken
-
-
 def packed(members):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as tar:
@@ -238,9 +235,6 @@ def test_two_downloads_do_not_meet(server, wanted):
 
     server.answers["tags.zip"] = meanwhile
     assert get(wanted, server) and wanted.path.read_bytes() == GOOD
-
-
-# --- the command
 
 
 def command(capsys, *words):
