@@ -37,8 +37,7 @@ def test_plays_and_tags_follow_the_recipe(tmp_path, as_shipped):
     assert list(data.vocabulary) == ["altcountri", "randb"]
     assert list(data.tag_tracks) == ["TRAAB01", "TRAAB03", "TRAAB06"]
     assert data.tags.toarray().tolist() == [[1, 0], [0, 1], [1, 1]]
-    assert list(data.tag_train) == [True, True, False]
-    assert list(data.tag_test) == [False, False, True]
+    assert [*data.tag_train, *data.tag_test] == [True, True, False, False, False, True]
     assert np.array_equal(data.hotness, np.float32([np.nan, np.nan, 0.5]), equal_nan=True)
 
 

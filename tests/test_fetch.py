@@ -84,8 +84,7 @@ def left(wanted):
 @pytest.mark.fault("a file that is there but is not the one that was meant", "said; it stays")
 def test_a_file_comes_whole_and_is_compared(server, wanted):
     server.answers["tags.zip"] = GOOD
-    assert get(wanted, server) is True
-    assert wanted.path.read_bytes() == GOOD
+    assert get(wanted, server) is True and wanted.path.read_bytes() == GOOD
     assert left(wanted) == [files.NOTES, "tags.zip"]
     note = json.loads(wanted.path.with_name(files.NOTES).read_text())["tags.zip"]
     assert note["sha256"] == hashlib.sha256(GOOD).hexdigest() and note["from"].endswith("/tags.zip")

@@ -29,11 +29,10 @@ def as_tables(world):
     data, bag = prepare.load(config.SMOKE, world), prepare.bags(config.SMOKE, world)
     tagged, rows = dict(zip(data.tag_tracks, data.tags, strict=True)), []
     for track, name in zip(data.item_tracks, data.item_names, strict=True):
-        frames = bag(track)
-        if len(frames):
+        if len(bag(track)):
             artist, title = name.split(" - ")
             tags = data.vocabulary[tagged[track].indices] if track in tagged else []
-            rows.append((track, title, artist, ", ".join(tags), *frames[:, :10].mean(0)))
+            rows.append((track, title, artist, ", ".join(tags), *bag(track)[:, :10].mean(0)))
     names = ["track_id", "name", "artist", "tags", *prepare.DESCRIPTORS]
     pd.DataFrame(rows, columns=names).to_csv(world / "Music Info.csv", index=False)
     plays = data.plays.tocoo()
