@@ -183,8 +183,7 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
-                # a file that names its process
-                held.enter_context(SoftFileLock(f"{path}.soft", timeout=0))
+                held.enter_context(SoftFileLock(f"{path}.soft", timeout=0))  # names its process
         except Timeout:
             raise BlockingIOError(message) from None
         yield

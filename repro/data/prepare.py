@@ -80,8 +80,8 @@ def load(profile: Profile, root: Path | str) -> Dataset:
         raise MissingData("\n".join(map(described, absent)))
     read = {"lastfm": _load_lastfm, "spotify": _load_spotify}.get(profile.source, _load_msd)
     facts, broken = {}, {}
-    matrix, items, tagged, tracks, sides = read(profile, Path(root), facts, broken)
-    plays, users, ids = matrix
+    counts, items, tagged, tracks, sides = read(profile, Path(root), facts, broken)
+    plays, users, ids = counts
     items = pl.DataFrame({"item": ids}).join(items, on="item", how="left", maintain_order="left")
     facts |= {"users": len(users), f"{profile.item}s": len(ids)}
     facts |= {f"user-{profile.item} pairs": plays.nnz}
@@ -97,9 +97,9 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     about = about.join(tracks, on="track", how="left", maintain_order="left")
     artists = _strings(about["artist"])
     if not sides:  # four artists of five for training, none on both sides
-        found = np.unique(artists)
-        train = np.random.default_rng(profile.seed).permutation(len(found)) < int(0.8 * len(found))
-        sides = found[train], found[~train]
+        every = np.unique(artists)
+        train = np.random.default_rng(profile.seed).permutation(len(every)) < int(0.8 * len(every))
+        sides = every[train], every[~train]
     sides = [np.isin(artists, side) for side in sides]
     for rows, what in zip(sides, ("train", "test"), strict=True):
         if not rows.any():
