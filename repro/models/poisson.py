@@ -150,20 +150,16 @@ def ctpf(
     Theta and epsilon start from uniform draws about one, the others from ones; the authors start
     from LDA, and their program can also correct for the length of a document: ours does neither.
 
-    A cold item's theta comes from its words alone, by 20 updates with the topics as they are; that
-    nobody played it is not taken as a sign. Its epsilon is at the prior mean, the same for all cold
-    items: left out, it adds to a user's scores a constant at most.
+    The Factors are E[eta_u], E[theta_i] + E[epsilon_i] and, for cold items, E[theta_i], which comes
+    from their words alone, by 20 updates with the topics as they are; that nobody played them is
+    not taken as a sign. Their epsilon is at the prior mean, the same for all: left out, it adds to
+    a user's scores a constant at most.
 
     Parameters
     ----------
-    plays : csr_matrix, users x items
+    plays : csr_matrix of counts, users x items
     words, cold_words : csr_matrix, items x J and cold items x J
         Codeword counts; those of items that nobody has played change nothing for the others.
-
-    Returns
-    -------
-    Factors
-        With E[eta_u], E[theta_i] + E[epsilon_i] and, for cold items, E[theta_i].
     """
     plays, words = _checked("plays", plays), _checked("words", words)
     cold_words = _checked("cold_words", cold_words)
@@ -203,10 +199,9 @@ def spmf(
 
     The result is a function from codeword counts (m x J) alone to expected tag counts (m x T).
     Codewords and tags of a song are the columns of one matrix, w_sv ~ Poisson(theta_s.beta_v) with
-    theta_sk ~ Gamma(a, a c) and beta_vk ~ Gamma(a, a), a being ``shape``. The activations theta of
-    a batch of songs are inferred first; then the dictionary beta takes the natural-gradient step,
-    of size (1 + t)^-0.6 at batch t, towards what it would be were all songs like these. Each pass
-    takes the songs in a new order.
+    theta_sk ~ Gamma(a, a c) and beta_vk ~ Gamma(a, a), a being ``shape``. A pass takes the songs in
+    a new order. The activations theta of a batch are inferred first; then the dictionary beta takes
+    the natural-gradient step, of size (1 + t)^-0.6 at batch t, towards all songs being like these.
 
     Where it differs from the authors' program: t counts on from pass to pass; activations start
     from ones and are updated 20 times, so that a song's do not depend on its neighbours; and
@@ -237,7 +232,5 @@ def spmf(
         mean = (1 - size) * mean + size * float(songs.mean.mean())
         beta.update(found, rates, step_size=size)
     rates = shape / mean + beta.mean[:words].sum(0, dtype=np.float64)
-    known, of_tags = beta.geometric[:words], beta.mean[words:] / tag_weight
-    return lambda counts: (
-        _fit_rows(shape, known, _checked("counts", counts), rates).mean @ of_tags.T
-    )
+    known, of_tags = beta.geometric[:words], (beta.mean[words:] / tag_weight).T
+    return lambda counts: _fit_rows(shape, known, _checked("counts", counts), rates).mean @ of_tags

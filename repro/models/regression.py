@@ -82,10 +82,8 @@ def fit(
 
 
 def _weighted(x, a, b, penalty: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return W (F x K) and the intercept at the minimum, by conjugate gradients.
-
-    The preconditioner is the inverse for A_i that are all as their mean: a dozen steps do.
-    """
+    """Return W (F x K) and the intercept at the minimum, by conjugate gradients."""
+    # The preconditioner is the inverse for A_i that are all as their mean: a dozen steps do.
     values, vectors = np.linalg.eigh((x.T @ x).astype(np.float64))
     values, vectors = np.append(values, len(x)), block_diag(vectors, 1.0)
     x = np.column_stack([x, np.ones(len(x), np.float32)])

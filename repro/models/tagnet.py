@@ -61,8 +61,7 @@ class TagNetwork(nn.Module):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all weights by name, to be saved; :func:`restore` brings the network back."""
-        state = self.state_dict()
-        return {name.replace(".", "_"): x.cpu().numpy() for name, x in state.items()}
+        return {name.replace(".", "_"): x.cpu().numpy() for name, x in self.state_dict().items()}
 
 
 def dropout_mask(x: torch.Tensor, dropout: float) -> torch.Tensor:
@@ -106,6 +105,9 @@ def train(
 ) -> tuple[TagNetwork, pd.DataFrame]:
     """Train the tag network on l1-normalised histograms (n x J) and binary tags (n x tags).
 
+    Return it in evaluation mode, and a DataFrame with a row per epoch: ``epoch``, ``training`` (mean
+    loss of its batches, with dropout) and ``held out`` (loss of ``watch``, without).
+
     Parameters
     ----------
     hidden, dropout, authors
@@ -120,12 +122,6 @@ def train(
         Songs whose loss is recorded after every epoch; the training takes no notice of it.
     checkpoint : optional
         As of :func:`repro.models.wmf.fit`, called after every epoch.
-
-    Returns
-    -------
-    TagNetwork, in evaluation mode
-    DataFrame, one row per epoch: ``epoch``, ``training`` (mean loss of its batches, with dropout)
-        and ``held out`` (loss of ``watch``, without).
     """
     length = _mean_length(histograms, tags)
     torch.manual_seed(seed)
@@ -202,10 +198,9 @@ def logistic(histograms: np.ndarray, tags: sp.csr_matrix, penalty: float) -> Cal
     """Fit an l2-penalised logistic regression to each tag: the cheap rival of the network.
 
     The result is a function from histograms (m x J) to logits (m x tags) in float32. Histograms
-    (n x J) are multiplied by one number that makes their mean l2 norm one, lest ``penalty`` mean
-    something else for every J: it is that of ``penalty / 2 ||w||^2``, added to the loss summed
-    over songs; the intercept is free. A tag (of n x tags) of all songs or of none has constant
-    log-odds, counting half a song of the other kind.
+    (n x J) are divided by their mean l2 norm, lest ``penalty`` mean something else for every J: it
+    is that of ``penalty / 2 ||w||^2``, added to the loss summed over songs; the intercept is free.
+    A tag of all songs or of none has constant log-odds, counting half a song of the other kind.
     """
     length = _mean_length(histograms, tags)
     x, y = sp.csr_matrix(histograms, dtype=np.float64) / length, tags.toarray() > 0

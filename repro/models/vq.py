@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -100,36 +99,27 @@ def learn_codebook(
 
 
 def histograms(
-    read_frames: Callable[[str], np.ndarray],
-    track_ids: Sequence[str],
-    codebook: Codebook,
-    frames_per_item: int | None = None,
-    nearest: int = 1,
-    seed: int = 0,
-    progress: Callable[[Sequence[str]], Sequence[str]] = iter,
-    checkpoint: Callable | None = None,
+    read, tracks, codebook, frames_per_item=None, nearest=1, seed=0, progress=iter, checkpoint=None
 ) -> sp.csr_matrix:
     """Count the codewords of every track (tracks x J, int32), a block of tracks at a time.
 
     Parameters
     ----------
-    read_frames : callable
-        Track id -> frames (n x D); n may be 0, and the row is empty then.
+    read : callable
+        From one of the ``tracks`` to its frames (n x D); n may be 0, and its row is empty then.
     frames_per_item : int, optional
         Keep at most this many frames of each track, drawn without replacement.
     nearest : int
         Codewords that each frame counts for. The paper has 1; more (McFee, Barrington and
         Lanckriet 2012) blur the borders between codewords, which matters where frames are few.
-    progress : callable
-        Wraps the ids as they are read, for example in a progress bar.
     checkpoint : callable, optional
         From a block's name to its checkpoint, as :meth:`repro.pipeline.run.Run.checkpoint`.
     """
-    ids, found = iter(progress(track_ids)), []
+    ids, found = iter(progress(tracks)), []
     for number, block in enumerate(iter(lambda: list(islice(ids, _BLOCK_TRACKS)), [])):
         kept = checkpoint and checkpoint(f"block {number}", every=0)
         if not (kept and (state := kept.load())):
-            frames = [read_frames(track) for track in block]
+            frames = [read(track) for track in block]
             if frames_per_item is not None:
                 rng = np.random.default_rng(seed + number)
                 frames = [rng.permutation(x)[:frames_per_item] for x in frames]
@@ -175,5 +165,4 @@ def rescale(scale: str, features: np.ndarray, *others: np.ndarray) -> tuple[np.n
     transform = clone(_TRANSFORMERS[scale])
     scaled = [transform.fit_transform(features)]
     scaled += [transform.transform(x) if len(x) else x for x in others]
-    dense = (x.toarray() if sp.issparse(x) else x for x in scaled)
-    return tuple(np.asarray(x, np.float32) for x in dense)
+    return tuple(np.asarray(x.toarray() if sp.issparse(x) else x, np.float32) for x in scaled)
