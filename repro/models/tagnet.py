@@ -105,8 +105,8 @@ def train(
 ) -> tuple[TagNetwork, pd.DataFrame]:
     """Train the tag network on l1-normalised histograms (n x J) and binary tags (n x tags).
 
-    Return it in evaluation mode, and a DataFrame with a row per epoch: ``epoch``, ``training`` (mean
-    loss of its batches, with dropout) and ``held out`` (loss of ``watch``, without).
+    Return it in evaluation mode, and a DataFrame with a row per epoch: ``epoch``, ``training``
+    (mean loss of its batches, with dropout) and ``held out`` (loss of ``watch``, without).
 
     Parameters
     ----------
