@@ -1,8 +1,7 @@
 """Compiled inner loops, and the threads that run them.
 
-One file, because numba keeps what it compiled until the file of the compiled function changes, and
-these functions are made of one another: threads, SIMD instructions, rows of alternating least
-squares, ranks of held-out items.
+One file: numba keeps what it compiled until the file of the compiled function changes, and these
+functions are made of one another.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,16 +23,13 @@ from threadpoolctl import ThreadpoolController
 
 # ---- Threads: kernels and NumPy release the GIL. For one caller at a time, and not after a fork.
 
-
 _libraries = cache(ThreadpoolController)  # looks through all that is loaded: once is enough
+_BLOCK = 512  # rows of a matrix that are multiplied at a time
 _pool = cache(ThreadPoolExecutor)
 
 
 def one_blas_thread():
-    """Return a context in which NumPy's BLAS has one thread.
-
-    Those that it wakes for a large product go on spinning for a while after it.
-    """
+    """Return a context in which NumPy's BLAS has one thread: those it wakes go on spinning."""
     return _libraries().limit(limits=1, user_api="blas")
 
 
@@ -46,15 +42,37 @@ def parallel_map(task: Callable, chunks: Iterable) -> list:
         return list(_pool(torch.get_num_threads()).map(task, chunks))
 
 
-def compiled(function=None, **options):
-    """Compile a function that runs without the GIL; what the compiler made is kept on disk."""
-    decorate = njit(nogil=True, cache=True, **options)
-    return decorate if function is None else decorate(function)
+def multiply_rows(rows, matrix, out=None) -> np.ndarray:
+    """Return ``rows @ matrix``, a block of rows at a time, as float32 or in ``out``."""
+    out = np.empty((len(rows), matrix.shape[1]), np.float32) if out is None else out
 
+    def multiply(begin):
+        block = slice(begin, begin + _BLOCK)
+        out[block] = rows[block] @ matrix
+
+    parallel_map(multiply, range(0, len(rows), _BLOCK))
+    return out
+
+
+def cross_product(a, b, dtype=np.float64) -> np.ndarray:
+    """Return ``a.T @ b``, the sum in float64 of products of blocks of rows in ``dtype``."""
+
+    def share(first):
+        total = np.zeros((a.shape[1], b.shape[1]))
+        for begin in range(first, len(a), 8 * _BLOCK):
+            left = a[begin : begin + _BLOCK].astype(dtype, copy=False)
+            right = b[begin : begin + _BLOCK].astype(dtype, copy=False) if b is not a else left
+            total += left.T @ right
+        return total
+
+    return sum(parallel_map(share, range(0, 8 * _BLOCK, _BLOCK)))
+
+
+# Compiled functions run without the GIL; what the compiler made of them is kept on disk.
+compiled = partial(njit, nogil=True, cache=True)
 
 # ---- SIMD. The compiler turns most loops into vector instructions by itself, but not one whose
 # sums are a tile of a matrix, and not at the full width of every processor.
-
 
 try:  # float32 values in a vector
     LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
@@ -62,7 +80,7 @@ except RuntimeError:  # LLVM does not know every processor
     LANES = 8
 PANEL = 8  # rows of a system at a time: enough sums to hide an addition's delay; at most LANES
 
-_FLOAT, _BYTE, _INT, _LONG = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_FLOAT, _INT, _LONG = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _MASK = ir.VectorType(_FLOAT, LANES), ir.IntType(LANES)  # a bit for each value
 
 
@@ -73,19 +91,14 @@ def aligned(rows: int, columns: int) -> np.ndarray:
     return space[skip : skip + rows * columns].reshape(rows, columns)
 
 
+@dataclass
 class Vectors:
     """Writes instructions on ``LANES`` float32 values at a time, as a kernel is compiled.
 
-    ``args`` are the kernel's arguments, arrays as pointers. A place in an array is a sum of
-    numbers and values, given one after the other.
+    A place in an array is a sum of numbers and values, given one after the other.
     """
 
-    def __init__(self, context, builder, signature, args):
-        self.builder = builder
-        self.args = [
-            context.make_array(kind)(context, builder, arg).data if hasattr(kind, "dtype") else arg
-            for kind, arg in zip(signature.args, args, strict=True)
-        ]
+    builder: ir.IRBuilder
 
     def _at(self, pointer, place, kind):
         for step in place:
@@ -140,23 +153,16 @@ def simd(write, returns=types.void):
     def typed(typing, *kinds):
         kinds = [types.int64 if isinstance(kind, types.Integer) else kind for kind in kinds]
 
-        def generate(context, builder, signature, args):
-            v = Vectors(context, builder, signature, args)
-            return write(v, *v.args) or context.get_dummy_value()
+        def generate(context, builder, _, args):
+            args = list(args)
+            for place, kind in enumerate(kinds):
+                if isinstance(kind, types.Array):  # its first value's pointer
+                    args[place] = context.make_array(kind)(context, builder, args[place]).data
+            return write(Vectors(builder), *args) or context.get_dummy_value()
 
         return returns(*kinds), generate
 
     return typed
-
-
-@simd
-def prefetch(v, array, place, count):
-    """Ask for the cache lines of ``count`` values of an array."""
-    byte = _BYTE.as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [byte, _INT, _INT, _INT])
-    ask = v.builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-    with v.loop(count, 16) as (c, _):  # to read, keep close, data
-        v.builder.call(ask, [v._at(array, (place, c), _BYTE), _INT(0), _INT(3), _INT(1)])
 
 
 @simd
@@ -243,7 +249,6 @@ dot_tile, dot_column = _dots(LANES // 4, 4), _dots(LANES, 1)
 
 _CHUNKS = 64  # of rows: many, so that no thread waits long for the last
 _STRIP = 64  # plays of a long row taken at a time: their factors stay in the nearest cache
-_AHEAD = 8  # plays whose factors are asked for before their turn
 _BATCH_FLOATS = 2**24  # of gathered factors in a batch on a GPU
 
 
@@ -288,10 +293,10 @@ def _batch_bounds(length, factors: int):
     """
     bounds, start = [], 0
     while start < len(length):
-        ahead = length[start : start + _BATCH_FLOATS // factors].astype(np.float64)
-        fits = np.arange(1, len(ahead) + 1) * ahead[0] * factors <= _BATCH_FLOATS
-        like = (1.25 * ahead + 4 >= ahead[0]) & ((ahead > factors) == (ahead[0] > factors))
-        start += max(1, int(np.count_nonzero(fits & like)))
+        longest = int(length[start])
+        least = max((longest - 4) / 1.25, factors + 1 if longest > factors else 0)
+        like = np.searchsorted(-length, -least, side="right")
+        start = min(int(like), start + max(1, _BATCH_FLOATS // (longest * factors)))
         bounds.append(start)
     return bounds
 
@@ -322,17 +327,10 @@ def solve_rows(fixed, rows: Rows, ridge: float, prior=None) -> torch.Tensor:
 def _solve_chunks(fixed, rows: Rows, ridge, prior) -> np.ndarray:
     y, plays = fixed.numpy(), tuple(x.numpy() for x in (rows.indptr, rows.indices, rows.root))
     k = y.shape[1]
-    blocks = [slice(begin, begin + 4096) for begin in range(0, len(y), 4096)]
-    wide = (y[block].astype(np.float64) for block in blocks)
-    grams = parallel_map(lambda block: block.T @ block, wide)
-    inverse = np.linalg.cholesky(sum(grams, ridge * np.eye(k)))
-    inverse = solve_triangular(inverse, np.eye(k), lower=True)
+    root = np.linalg.cholesky(cross_product(y, y) + ridge * np.eye(k))
+    inverse = solve_triangular(root, np.eye(k), lower=True)
     white = aligned(len(y), k + -k % LANES)
-
-    def whiten(block):
-        white[block, :k] = y[block] @ inverse.T
-
-    parallel_map(whiten, blocks)
+    multiply_rows(y, inverse.T, white[:, :k])
     x = np.zeros((len(plays[0]) - 1, k), np.float32)
 
     def solve_chunk(chunk):
@@ -362,10 +360,6 @@ def _solve_rows(rows, plays, white, z, k, room):
     g, system, multiples, x = room
     width = white.shape[1]
     for turn in range(len(rows)):
-        if turn + 1 < len(rows):  # the next row's factors come in while this one is solved
-            first = indptr[rows[turn + 1]]
-            for play in range(first, min(first + _STRIP, indptr[rows[turn + 1] + 1])):
-                prefetch(white, indices[play] * width, width)
         part = slice(indptr[rows[turn]], indptr[rows[turn] + 1])
         length = part.stop - part.start
         side = min(length, k)
@@ -387,8 +381,6 @@ def _gather(indices, root, white, g, stride):
     """Write the scaled factors of some plays into the rows of ``g``."""
     width = white.shape[1]
     for play in range(len(indices)):
-        if play + _AHEAD < len(indices):
-            prefetch(white, indices[play + _AHEAD] * width, width)
         copy_scaled(white, indices[play] * width, root[play], width, g, play * stride)
 
 
@@ -424,7 +416,7 @@ def _long_system(indices, root, white, mean, g, system, k, stride):
                 add_product(g, i, g, j, stride, strip.stop - strip.start, system, at)
 
 
-@compiled
+@compiled(fastmath={"contract"})
 def _eliminate(system, multiples, n, stride, x):
     """Solve the ``n`` equations whose upper triangle and right-hand side are in ``system``.
 
@@ -447,7 +439,13 @@ def _eliminate(system, multiples, n, stride, x):
     for i in range(end - LANES, -1, -LANES):
         after = i * stride + i + LANES
         dot_column(multiples, after, stride, x, i + LANES, 0, end - LANES - i, x, i, 1)
-        _substitute(multiples, n, stride, i, x)
+        count = min(LANES, n - i)
+        x[i + count : i + LANES] = 0
+        for r in range(count):
+            x[i + r] -= multiples[(i + r) * stride + n]
+        for r in range(count - 1, 0, -1):
+            for above in range(r):
+                x[i + above] += multiples[(i + above) * stride + i + r] * x[i + r]
 
 
 def _finish(first: bool):
@@ -483,25 +481,12 @@ def _finish(first: bool):
 _finish_first, _finish_next = _finish(True), _finish(False)
 
 
-@compiled(fastmath={"contract"})
-def _substitute(multiples, n, stride, i, x):
-    """Take LANES unknowns of ``x`` from the last to the first; those after ``n`` are zero."""
-    count = min(LANES, n - i)
-    x[i + count : i + LANES] = 0
-    for r in range(count):
-        x[i + r] -= multiples[(i + r) * stride + n]
-    for r in range(count - 1, 0, -1):
-        for above in range(r):
-            x[i + above] += multiples[(i + above) * stride + i + r] * x[i + r]
-
-
 def _solve_batches(fixed, rows: Rows, ridge, prior) -> torch.Tensor:
     """Solve by batched matrix products, for a GPU; the algebra of :func:`_solve_rows`."""
     k = fixed.shape[1]
     eye = torch.eye(k, dtype=torch.float64, device=fixed.device)
-    gram = ridge * eye
-    for block in fixed.split(2**16):
-        gram += block.double().T @ block.double()
+    squares = (block.double().T @ block.double() for block in fixed.split(2**16))
+    gram = sum(squares, ridge * eye)
     inverse = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), eye, upper=False)
     white = _product(fixed, inverse.T)
     z = torch.zeros(len(rows.indptr) - 1, k, device=fixed.device)
@@ -562,8 +547,7 @@ def heldout_ranks(theta, beta, held: sp.csr_matrix, out: sp.csr_matrix) -> np.nd
         raise ValueError("scores must be finite")
     # By falling length: no product of a tile is larger than with the tile's first item.
     order = np.argsort(-longest, kind="stable").astype(np.int32)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order), dtype=np.int32)
+    place = np.argsort(order).astype(np.int32)
     columns, longest = np.ascontiguousarray(beta[order].T), longest[order]
     excluded = out.indptr, place[out.indices]
     pairs = held.indptr, held.indices, np.empty(held.nnz), np.zeros(held.nnz, np.int64)

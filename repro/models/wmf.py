@@ -16,7 +16,7 @@ c_ui        ``1 + surplus[u, i]``    the surplus is stored for the observed pair
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,8 +25,6 @@ from scipy.linalg import cho_solve
 
 from repro import kernels
 from repro.models import Factors
-
-_BLOCK = 512  # songs whose features are multiplied at a time
 
 
 def log_surplus(plays: sp.csr_matrix, alpha: float, eps: float, binarise: bool = True):
@@ -74,22 +72,9 @@ class ContentPrior:
         self.penalty = np.ones(self.features.shape[1])
         if bias:
             self.penalty[-1] = 0.0
-        gram = self._with_features(self.features, np.float64)
+        gram = kernels.cross_product(self.features, self.features)
         factor = np.linalg.cholesky(gram + lambda_w * np.diag(self.penalty))
         self._inverse = cho_solve((factor, True), np.eye(len(gram)))
-
-    def _with_features(self, rows, dtype) -> np.ndarray:
-        """Return the product of ``rows'`` and the features; what blocks give adds up in float64."""
-
-        def part(first):
-            total = np.zeros((rows.shape[1], self.features.shape[1]))
-            for begin in range(_BLOCK * first, len(rows), _BLOCK * 8):
-                block = slice(begin, begin + _BLOCK)
-                h = self.features[block].astype(dtype, copy=False)
-                total += rows[block].astype(dtype, copy=False).T @ h
-            return total
-
-        return sum(kernels.parallel_map(part, range(8)))
 
     def solve(self, beta: torch.Tensor, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
         """Return the W of eq. (3) for the song factors ``beta``.
@@ -97,33 +82,18 @@ class ContentPrior:
         The change of ``w``, whose prior means are ``mean``, comes from ``beta - mean``: float32
         products do, since each sweep mends the last one's rounding.
         """
-        penalised = self.penalty * w.cpu().numpy().T.astype(np.float64)
-        right = self._with_features((beta - mean).cpu().numpy(), np.float32)
-        parts = np.array_split(right - self.lambda_w * penalised, 4)
-        change = np.concatenate(kernels.parallel_map(lambda part: part @ self._inverse, parts)).T
-        return w + torch.from_numpy(np.ascontiguousarray(change, np.float32)).to(beta.device)
+        gap = kernels.cross_product(self.features, (beta - mean).cpu().numpy(), np.float32)
+        right = gap - self.lambda_w * self.penalty[:, None] * w.cpu().numpy()
+        return w + torch.from_numpy(kernels.multiply_rows(self._inverse, right)).to(w.device)
 
     def mean(self, w: torch.Tensor) -> torch.Tensor:
         """Return the prior means ``W h_i``, items x K."""
-        right, starts = w.cpu().numpy(), range(0, len(self.features), _BLOCK)
-        parts = kernels.parallel_map(lambda at: self.features[at : at + _BLOCK] @ right, starts)
-        return torch.from_numpy(np.concatenate(parts)).to(w.device)
+        means = kernels.multiply_rows(self.features, w.cpu().numpy())
+        return torch.from_numpy(means).to(w.device)
 
     def ridge(self, w: torch.Tensor) -> float:
         """Return lambda_W times the penalised squared norm of W."""
-        return self.lambda_w * float(
-            self.penalty @ (w.cpu().numpy().astype(np.float64) ** 2).sum(1)
-        )
-
-
-class FixedPrior:
-    """Prior means, items x K, that are given: the topic proportions of CTR (Wang and Blei 2011)."""
-
-    def __init__(self, means, device: str = "cpu"):
-        self.means = torch.from_numpy(np.array(means, dtype=np.float32)).to(device)
-
-    def mean(self, w: None) -> torch.Tensor:
-        return self.means
+        return self.lambda_w * float(self.penalty @ (w.cpu().double().numpy() ** 2).sum(1))
 
 
 def cold_factors(features, w: np.ndarray) -> np.ndarray:
@@ -148,18 +118,18 @@ def objective(surplus, theta, beta, lambda_theta, lambda_beta, prior=None, w=Non
     Parameters
     ----------
     surplus : csr_matrix, users x items
-    theta, beta : tensors, users x K and items x K
-    prior : ContentPrior or FixedPrior, optional
-    w : tensor, optional
+    theta, beta, w : tensors, users x K, items x K and, with a ContentPrior, F x K
+    prior : optional
+        Has ``mean(w)``, the prior means of beta: a :class:`ContentPrior`, or given ones.
     """
     t, b = theta.double(), beta.double()
     total = float(((t.T @ t) * (b.T @ b)).sum())  # the sum of all squared predictions
     pairs = surplus.tocoo()  # and of the observed ones the rest
-    for begin in range(0, pairs.nnz, 2**19):
-        block = slice(begin, begin + 2**19)
-        u, i, s = (torch.from_numpy(x[block]) for x in (pairs.row, pairs.col, pairs.data))
-        p = (theta[u.to(theta.device)] * beta[i.to(theta.device)]).sum(1).double()
-        total += float(((1.0 + s.to(p.device).double()) * (1.0 - p) ** 2 - p**2).sum())
+    blocks = (torch.from_numpy(x).split(2**19) for x in (pairs.row, pairs.col, pairs.data))
+    for block in zip(*blocks, strict=True):
+        u, i, s = (x.to(theta.device) for x in block)
+        p = (theta[u] * beta[i]).sum(1).double()
+        total += float(((1.0 + s.double()) * (1.0 - p) ** 2 - p**2).sum())
     total += lambda_theta * float((t**2).sum())
     gap = b if prior is None else b - prior.mean(w).double()
     total += lambda_beta * float((gap**2).sum())
@@ -198,7 +168,8 @@ def fit(
         Confidence above one, from :func:`log_surplus`.
     features : array, items x F, optional
     means : array, items x K, optional
-        Prior means of the song factors that stay as they are, in place of features: CTR.
+        Prior means of the song factors that stay as they are, in place of features: the topic
+        proportions of CTR (Wang and Blei 2011).
     factors : int
         K.
     lambda_theta, lambda_beta, lambda_w, bias
@@ -227,7 +198,8 @@ def fit(
     by_user = kernels.Rows.of(surplus, factors, device)
     by_item = kernels.Rows.of(surplus.T.tocsr(), factors, device)
     if means is not None:
-        prior = FixedPrior(means, device)
+        fixed = torch.from_numpy(np.array(means, np.float32)).to(device)
+        prior = SimpleNamespace(mean=lambda w: fixed)
     elif features is not None:
         prior = ContentPrior(features, lambda_w, bias)
         w = torch.zeros(prior.features.shape[1], factors, device=device)
@@ -244,6 +216,10 @@ def fit(
             value = objective(surplus, theta, beta, lambda_theta, lambda_beta, prior, w)
             history.append({"sweep": sweep, "step": step, "objective": value})
 
+    def state():
+        kept = [x if x is None else x.cpu() for x in (theta, beta, w)]
+        return {"sweep": sweep, "history": history, "factors": kept}
+
     for sweep in range(done + 1, sweeps + 1):
         mean = None if prior is None else prior.mean(w)
         beta = kernels.solve_rows(theta, by_item, lambda_beta, mean)
@@ -257,14 +233,9 @@ def fit(
             scores = validate(theta.cpu().numpy(), beta.cpu().numpy())
             history.append({"sweep": sweep, "step": "validation", **scores})
         if checkpoint is not None:
-            checkpoint.save(partial(_state, sweep, history, theta, beta, w))
+            checkpoint.save(state)
     theta, beta, w = (x if x is None else x.cpu().numpy() for x in (theta, beta, w))
     return Factors(theta, beta, w=w, history=history)
-
-
-def _state(sweep: int, history: list[dict], *factors) -> dict:
-    factors = [x if x is None else x.cpu() for x in factors]
-    return {"sweep": sweep, "history": history, "factors": factors}
 
 
 def _check(surplus, features, means, factors, lambda_theta, lambda_beta) -> None:
@@ -272,10 +243,8 @@ def _check(surplus, features, means, factors, lambda_theta, lambda_beta) -> None
     if features is not None and len(features) != n_items:
         raise ValueError(f"features have {len(features)} rows for {n_items} items")
     if means is not None and (features is not None or np.shape(means) != (n_items, factors)):
-        raise ValueError(
-            f"means must be {n_items} items x {factors} factors, without features; "
-            f"got {np.shape(means)}"
-        )
+        wanted = f"{n_items} items x {factors} factors, without features"
+        raise ValueError(f"means must be {wanted}; got {np.shape(means)}")
     if surplus.nnz and surplus.data.min() <= 0:
         raise ValueError("the surplus of every stored pair must be positive")
     if min(lambda_theta, lambda_beta) <= 0:
