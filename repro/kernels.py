@@ -277,28 +277,20 @@ class Rows:
             work = np.cumsum(short**2 * long + short**3 / 3 + 50.0 * factors * length)
             bounds = np.searchsorted(work, work.max(initial=0) / _CHUNKS * np.arange(1, _CHUNKS))
         else:
-            order = order[: np.count_nonzero(lengths)]  # the others are at their prior means
-            bounds = _batch_bounds(lengths[order], factors)
+            # Batches are padded to their longest row: cut where that would waste a quarter, and
+            # where the dual form begins. Rows without plays are at their prior means.
+            order = order[: np.count_nonzero(lengths)]
+            bounds, falling = [0], -lengths[order]
+            while bounds[-1] < len(order):
+                longest = -int(falling[bounds[-1]])
+                least = max((longest - 4) / 1.25, factors + 1 if longest > factors else 0)
+                fits = bounds[-1] + max(1, _BATCH_FLOATS // (longest * factors))
+                bounds.append(min(fits, int(np.searchsorted(falling, -least, side="right"))))
         chunks = [chunk for chunk in np.split(order, bounds) if len(chunk)]
         indptr, indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32)
         arrays = indptr, indices, np.sqrt(matrix.data).astype(np.float32)
         arrays, chunks = ([torch.from_numpy(x).to(device) for x in xs] for xs in (arrays, chunks))
         return cls(matrix.shape[1], *arrays, chunks)
-
-
-def _batch_bounds(length, factors: int):
-    """Cut rows by falling length into batches, which are padded to their longest row.
-
-    A cut is made where padding would waste a quarter, and where the dual form begins.
-    """
-    bounds, start = [], 0
-    while start < len(length):
-        longest = int(length[start])
-        least = max((longest - 4) / 1.25, factors + 1 if longest > factors else 0)
-        like = np.searchsorted(-length, -least, side="right")
-        start = min(int(like), start + max(1, _BATCH_FLOATS // (longest * factors)))
-        bounds.append(start)
-    return bounds
 
 
 def solve_rows(fixed, rows: Rows, ridge: float, prior=None) -> torch.Tensor:
@@ -318,13 +310,12 @@ def solve_rows(fixed, rows: Rows, ridge: float, prior=None) -> torch.Tensor:
     """
     if len(fixed) != rows.columns:
         raise ValueError(f"{len(fixed)} fixed factors for {rows.columns} columns")
-    if not _on_processor(fixed.device):
-        return _solve_batches(fixed, rows, ridge, prior)
+    solve = _solve_chunks if _on_processor(fixed.device) else _solve_batches
     with one_blas_thread():
-        return torch.from_numpy(_solve_chunks(fixed, rows, ridge, prior))
+        return solve(fixed, rows, ridge, prior)
 
 
-def _solve_chunks(fixed, rows: Rows, ridge, prior) -> np.ndarray:
+def _solve_chunks(fixed, rows: Rows, ridge, prior) -> torch.Tensor:
     y, plays = fixed.numpy(), tuple(x.numpy() for x in (rows.indptr, rows.indices, rows.root))
     k = y.shape[1]
     root = np.linalg.cholesky(cross_product(y, y) + ridge * np.eye(k))
@@ -343,7 +334,7 @@ def _solve_chunks(fixed, rows: Rows, ridge, prior) -> np.ndarray:
         x[chunk] = z[:, :k] @ inverse
 
     parallel_map(solve_chunk, rows.chunks)
-    return x
+    return torch.from_numpy(x)
 
 
 @compiled
@@ -559,8 +550,7 @@ def heldout_ranks(theta, beta, held: sp.csr_matrix, out: sp.csr_matrix) -> np.nd
             n = min(_ITEMS, len(beta) - first)
             np.matmul(listed, columns[:, first : first + n], out=scores[:, :n])
             scores[:, n:] = -np.inf
-            bound = length[users] * longest[first]
-            tile = scores, first, n, bound
+            tile = scores, first, n, length[users] * longest[first]
             _add_tile(tile, users, (theta, beta), (order, place), excluded, pairs)
 
     users = np.flatnonzero(np.diff(held.indptr))

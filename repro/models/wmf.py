@@ -69,9 +69,7 @@ class ContentPrior:
         self.lambda_w = lambda_w
         h = np.asarray(features, dtype=np.float32)
         self.features = np.column_stack([h, np.ones(len(h), np.float32)]) if bias else h
-        self.penalty = np.ones(self.features.shape[1])
-        if bias:
-            self.penalty[-1] = 0.0
+        self.penalty = np.append(np.ones(h.shape[1]), [0.0] * bias)
         gram = kernels.cross_product(self.features, self.features)
         factor = np.linalg.cholesky(gram + lambda_w * np.diag(self.penalty))
         self._inverse = cho_solve((factor, True), np.eye(len(gram)))
@@ -88,8 +86,7 @@ class ContentPrior:
 
     def mean(self, w: torch.Tensor) -> torch.Tensor:
         """Return the prior means ``W h_i``, items x K."""
-        means = kernels.multiply_rows(self.features, w.cpu().numpy())
-        return torch.from_numpy(means).to(w.device)
+        return torch.from_numpy(kernels.multiply_rows(self.features, w.cpu().numpy())).to(w.device)
 
     def ridge(self, w: torch.Tensor) -> float:
         """Return lambda_W times the penalised squared norm of W."""
@@ -170,8 +167,7 @@ def fit(
     means : array, items x K, optional
         Prior means of the song factors that stay as they are, in place of features: the topic
         proportions of CTR (Wang and Blei 2011).
-    factors : int
-        K.
+    factors : int, K
     lambda_theta, lambda_beta, lambda_w, bias
         Precisions of the priors; see :class:`ContentPrior` for the last two.
     trace : bool
