@@ -352,19 +352,38 @@ def _solve_rows(rows, plays, white, z, k, room):
     width = white.shape[1]
     for turn in range(len(rows)):
         part = slice(indptr[rows[turn]], indptr[rows[turn] + 1])
-        length = part.stop - part.start
+        length, mean = part.stop - part.start, z[turn]
         side = min(length, k)
         stride = _stride(side)
         system[: (side + PANEL) * stride] = 0
-        if length <= k:
-            _short_system(indices[part], root[part], white, z[turn], g, system, stride)
+        if length <= k:  # I + G G' and, as one more column, its right-hand side
+            _gather(indices[part], root[part], white, g, width)
+            copy_scaled(mean, 0, np.float32(-1), width, g, side * width)
+            for i in range(0, side, LANES // 4):
+                for j in range(i // 4 * 4, side + 1, 4):
+                    at = i * stride + j
+                    dot_tile(g, i * width, width, g, j * width, width, width, system, at, stride)
+            for i, scale in enumerate(root[part]):
+                system[i * stride + i] += 1
+                system[i * stride + side] += scale + 1 / scale
             _eliminate(system, multiples, side, stride, x)
             for play in range(0, side, LANES):
-                add_rows(g, play * width, width, x, play, z[turn], width)
-        else:
-            _long_system(indices[part], root[part], white, z[turn], g, system, k, stride)
-            _eliminate(system, multiples, side, stride, x)
-            z[turn, :k] = x[:k]
+                add_rows(g, play * width, width, x, play, mean, width)
+            continue
+        for i in range(k):  # I + G'G and its right-hand side
+            system[i * stride + i] = 1
+            system[i * stride + k] = mean[i]
+        for begin in range(part.start, part.stop, _STRIP):
+            strip = slice(begin, min(begin + _STRIP, part.stop))
+            _gather(indices[strip], root[strip], white, g, stride)
+            for i, scale in enumerate(root[strip]):
+                g[i * stride + k] = scale + 1 / scale
+            for i in range(0, k, PANEL):
+                for j in range(i, k + 1, LANES):
+                    depth = strip.stop - strip.start
+                    add_product(g, i, g, j, stride, depth, system, i * stride + j)
+        _eliminate(system, multiples, side, stride, x)
+        mean[:k] = x[:k]
 
 
 @compiled
@@ -373,38 +392,6 @@ def _gather(indices, root, white, g, stride):
     width = white.shape[1]
     for play in range(len(indices)):
         copy_scaled(white, indices[play] * width, root[play], width, g, play * stride)
-
-
-@compiled
-def _short_system(indices, root, white, mean, g, system, stride):
-    """Write I + G G' and, as one more column, its right-hand side into ``system``."""
-    n, width = len(indices), white.shape[1]
-    _gather(indices, root, white, g, width)
-    copy_scaled(mean, 0, np.float32(-1), width, g, n * width)
-    for i in range(0, n, LANES // 4):
-        for j in range(i // 4 * 4, n + 1, 4):
-            at = i * stride + j
-            dot_tile(g, i * width, width, g, j * width, width, width, system, at, stride)
-    for play in range(n):
-        system[play * stride + play] += 1
-        system[play * stride + n] += root[play] + 1 / root[play]
-
-
-@compiled
-def _long_system(indices, root, white, mean, g, system, k, stride):
-    """Write I + G'G and, as one more column, its right-hand side into ``system``."""
-    for i in range(k):
-        system[i * stride + i] = 1
-        system[i * stride + k] = mean[i]
-    for begin in range(0, len(indices), _STRIP):
-        strip = slice(begin, min(begin + _STRIP, len(indices)))
-        _gather(indices[strip], root[strip], white, g, stride)
-        for play in range(strip.start, strip.stop):
-            g[(play - begin) * stride + k] = root[play] + 1 / root[play]
-        for i in range(0, k, PANEL):
-            for j in range(i, k + 1, LANES):
-                at = i * stride + j
-                add_product(g, i, g, j, stride, strip.stop - strip.start, system, at)
 
 
 @compiled(fastmath={"contract"})
