@@ -153,3 +153,55 @@ def test_genuine_listening_with_timbre(samples):
     with h5py.File(raw.place(samples / "msd_h5", track)) as file:
         assert np.allclose(bag(track), file["analysis"]["segments_timbre"][:], rtol=1e-6)
     assert bag(track).shape[1] == 12 and 0 <= np.median(bag(track)[:, 0]) <= 60
+
+
+# --- citeulike
+
+
+@pytest.fixture
+def library(tmp_path):
+    """Four articles, three words, two tags and three users, the last with an empty library."""
+    files = {"mult": "2 0:3 2:1\n1 1:2\n0\n1 2:1", "vocabulary": "sparse\nmatrix\njazz"}
+    files |= {"users": "2 0 1\n1 3\n0", "tag-item": "3 0 1 3\n1 2", "tags": "networks\nnetwork"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.dat").write_text(text)
+    return tmp_path
+
+
+CITEULIKE = replace(config.CITEULIKE, min_songs_per_tag=1, seed=1)
+
+
+def test_articles_words_and_tags_are_joined_by_their_numbers(library):
+    data = prepare.load(CITEULIKE, library)
+    assert data.plays.toarray().tolist() == [[1, 1, 0], [0, 0, 1]]  # nobody saved article 2
+    assert data.item_ids.tolist() == ["000000", "000001", "000003"] == data.item_tracks.tolist()
+    assert data.item_names[0] == "0 (sparse, jazz)"
+    assert data.vocabulary.tolist() == ["network"]  # one stem
+    assert data.tags.toarray().ravel().tolist() == [1, 1, 1, 1] == [1] * len(data.tag_tracks)
+    assert (data.tag_train ^ data.tag_test).all()
+    tracks = np.array(["000003", "000000", "000002"])
+    counts, words = prepare.frequent_words(library, tracks, np.array([True, True, False]), 2)
+    assert (counts.toarray().tolist(), list(words)) == (
+        [[0, 1], [3, 1], [0, 0]],
+        ["sparse", "jazz"],
+    )
+    read = prepare.bags(CITEULIKE, library)
+    assert read("000000").tolist() == [[0], [0], [0], [2]] and read("000002").shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("users", "2 0 1\n2 3\n", r"users.dat, line 2: expected n and n ids, found '2 3'"),
+        ("mult", "1 0:0\n", r"mult.dat, line 1: expected n and n times id:count, found '1 0:0'"),
+        ("mult", "1 7:1\n", r"mult.dat has word 7, vocabulary.dat 3"),
+        ("users", "1 9\n", r"users.dat: article 9, but mult.dat has 4 of them"),
+        ("tags", "network", r"tag-item.dat: more lines than tags.dat has tags"),
+        ("tag-item", "", r"tag-item.dat: expected lines of ids, found none"),
+    ],
+)
+@pytest.mark.fault("a library, a list of words or of tags that is not as it should be", "named")
+def test_a_wrong_library_is_named(library, name, text, told):
+    (library / f"{name}.dat").write_text(text)
+    with pytest.raises(raw.BadInput, match=told):
+        prepare.load(CITEULIKE, library)

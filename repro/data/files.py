@@ -32,6 +32,7 @@ HOSTS = {"millionsongdataset.com", "labrosa.ee.columbia.edu", "files.grouplens.o
 HOSTS |= {"raw.githubusercontent.com"}
 _MSD = "https://millionsongdataset.com/sites/default/files/"
 _TAGGING = "https://raw.githubusercontent.com/tbertinmahieux/MSongsDB/master/Tasks_Demos/Tagging/"
+_CITEULIKE = "https://raw.githubusercontent.com/js05212/citeulike-t/master/"
 # Sources that read it, "timbre" for lastfm's, | file | what it is | where it comes from | size
 # | licence | address, or why there is none | digest, where it is known
 _FILES = f"""
@@ -48,6 +49,11 @@ lastfm timbre | hetrec2011-lastfm-2k.zip | HetRec 2011 Last.fm-2k, listening and
 lastfm spotify | Music Info.csv | names, tags and descriptors of tracks | kaggle.com, "Million Song Dataset + Spotify + Last.fm" | 15 MB | research | by hand: log in to kaggle.com, download "Million Song Dataset + Spotify + Last.fm" and unzip it
 spotify | User Listening History.csv | play counts of tracks | kaggle.com, "Million Song Dataset + Spotify + Last.fm" | 0.6 GB | research | by hand: as Music Info.csv, from the same archive
 timbre | msd_h5 | folder of some of the MSD's HDF5 tracks, A/B/C/TRABC....h5 | millionsongdataset.com/pages/getting-dataset | 0.3 MB a track | MSD terms, research | by hand: any tracks of the MSD that you have, in its own folders
+citeulike | users.dat | citeulike-t: the articles in each user's library | github.com/js05212/citeulike-t | 0.8 MB | none stated; research, cite Wang, Chen and Li 2013 | {_CITEULIKE}users.dat | sha256:02d5d429b2c0362e0ed79f6ef204666b4092563d21493abf4dfb521e8a7078bf
+citeulike | mult.dat | citeulike-t: words of each article | github.com/js05212/citeulike-t | 3.7 MB | none stated; research, cite Wang, Chen and Li 2013 | {_CITEULIKE}mult.dat | sha256:5ed81e6fdbf8d475122d4a18d622202571ac80f27be017e194a1957da585283d
+citeulike | vocabulary.dat | citeulike-t: the words | github.com/js05212/citeulike-t | 0.2 MB | none stated; research, cite Wang, Chen and Li 2013 | {_CITEULIKE}vocabulary.dat | sha256:d58f0e6ce40da9e57c7ad6bbb2d0f1351730e3ecfcbbdf14eec07d493ce539e1
+citeulike | tag-item.dat | citeulike-t: the articles of each tag | github.com/js05212/citeulike-t | 1.7 MB | none stated; research, cite Wang, Chen and Li 2013 | {_CITEULIKE}tag-item.dat | sha256:e2b80fc0e023780b63c00a397a2d0934eff6dbaf8a1b918778698361dae7ce6b
+citeulike | tags.dat | citeulike-t: the tags | github.com/js05212/citeulike-t | 0.7 MB | none stated; research, cite Wang, Chen and Li 2013 | {_CITEULIKE}tags.dat | sha256:2f1e6dd94fe216a4453caf67e337c45f73938373b21d2aa3b6d2696387449e76
 """  # noqa: E501
 _TABLE = [row.split(" | ") for row in _FILES.strip().split("\n")]
 NAMES = [name for _, name, *_ in _TABLE]

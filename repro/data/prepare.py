@@ -78,7 +78,8 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     """
     if absent := missing(profile, root):
         raise MissingData("\n".join(map(described, absent)))
-    read = {"lastfm": _load_lastfm, "spotify": _load_spotify}.get(profile.source, _load_msd)
+    others = {"lastfm": _load_lastfm, "spotify": _load_spotify, "citeulike": _load_citeulike}
+    read = others.get(profile.source, _load_msd)
     facts, broken = {}, {}
     counts, items, tagged, tracks, sides = read(profile, Path(root), facts, broken)
     plays, users, ids = counts
@@ -161,6 +162,10 @@ def bags(profile: Profile, root: Path | str) -> Bags:
     if profile.content == "timbre":
         tree = root / _TREES.get(profile.source, "msd")
         return Bags(lambda track, ahead: raw.timbre(tree, track, ahead), raw.TIMBRE_DIM)
+    if profile.content == "words":  # a word is a frame of one number
+        counts, _ = words_of(root)
+        found = {f"{i:06}": np.repeat(x.indices, x.data)[:, None] for i, x in enumerate(counts)}
+        return Bags(lambda track, _: found[track].astype(np.float32), 1)
     table = _descriptors(root, "artist" if profile.source == "lastfm" else "track_id")
     rows = table.partition_by("track", as_dict=True, include_key=False)
     frames = {track: table.to_numpy().astype(np.float32) for (track,), table in rows.items()}
@@ -269,6 +274,13 @@ def _load_lastfm(profile: Profile, root: Path, facts: dict, broken: dict) -> tup
     facts |= {"users read": listening["userID"].n_unique(), "artists read": artists.height}
     facts |= {"user-artist pairs read": listening.height, "tag assignments read": tagging.height}
 
+    # A tag of one or two people is a private note.
+    people = tagging.group_by("tagID").agg(n=pl.col("userID").n_unique())
+    tagging = tagging.join(people.filter(pl.col("n") >= 5), on="tagID", how="semi")
+    facts["tag assignments of tags that five people use"] = tagging.height
+    if profile.other_people:
+        listening = listening.filter(pl.col("userID") % 2 == 0)
+        tagging = tagging.filter(pl.col("userID") % 2 == 1)
     if profile.content == "timbre":
         origin = root / _TREES["lastfm"]
         content = _about_tracks(origin, facts, broken).select("track", item=_keys("artist_name"))
@@ -330,6 +342,64 @@ def _load_spotify(profile: Profile, root: Path, facts: dict, broken: dict) -> tu
     tagged = tagged.with_columns(pl.col("tag").str.strip_chars().str.replace_all("_", " "))
     tagged = tagged.filter(~pl.col("tag").is_in(["", "nan"])).with_columns(val=pl.lit(1.0))
     return _matrix(listening, path), tracks, tagged, tracks, None
+
+
+def _load_citeulike(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
+    """Join articles, words and tags by their numbers; each article stands for its own artist."""
+    saved, given = raw.listed(root / "users.dat"), raw.listed(root / "tag-item.dat")
+    counts, words = words_of(root)
+    tags = pl.DataFrame({"tag": raw.lines(root / "tags.dat", empty=False)}).with_row_index("line")
+    for name, ids in ("users", saved), ("tag-item", given):
+        if ids["id"].max() >= counts.shape[0]:
+            raise BadInput(
+                f"{root / name}.dat: article {ids['id'].max()}, but mult.dat has "
+                f"{counts.shape[0]} of them, numbered from 0"
+            )
+    if tags.height <= given["line"].max():
+        raise BadInput(f"{root / 'tag-item.dat'}: more lines than tags.dat has tags")
+    facts |= {"users read": saved["line"].n_unique(), "articles read": counts.shape[0]}
+    facts |= {"user-article pairs read": saved.height, "article-tag pairs read": given.height}
+    # an article's name for people: its number and the three words that it uses most
+    most = [row.indices[np.argsort(-row.data, kind="stable")[:3]] for row in counts]
+    told = [f"{i} ({', '.join(words[some])})" for i, some in enumerate(most)]
+    numbers = pl.int_range(counts.shape[0], eager=True)
+    articles = pl.DataFrame({"item": _article(numbers), "name": told})
+    articles = articles.with_columns(track="item", artist="item", hot=None)
+    plays = saved.select(user=_article(pl.col("line")), item=_article(pl.col("id")), n="count")
+    tagged = given.join(tags.with_columns(pl.col("line").cast(pl.Int64)), on="line")
+    tagged = tagged.select("tag", track=_article(pl.col("id")), val=pl.lit(1.0))
+    return _matrix(plays, root / "users.dat"), articles, tagged, articles, None
+
+
+def _article(number):
+    return number.cast(pl.String).str.zfill(6)
+
+
+def words_of(root: Path | str) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Return how often each article has each word (csr_matrix, by their numbers), and the words."""
+    words = np.array(raw.lines(Path(root) / "vocabulary.dat", empty=False))
+    read = raw.listed(Path(root) / "mult.dat", counted=True)
+    if read["id"].max() >= len(words):
+        raise BadInput(f"{root}: mult.dat has word {read['id'].max()}, vocabulary.dat {len(words)}")
+    places = read["line"].to_numpy(), read["id"].to_numpy()
+    shape = places[0].max() + 1, len(words)
+    return sparse.csr_matrix((read["count"].to_numpy().astype(np.int32), places), shape), words
+
+
+def frequent_words(
+    root: Path | str, tracks: np.ndarray, seen: np.ndarray, n: int
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Return the counts (tracks x n) of the n words that most of the ``seen`` have, and the words.
+
+    ``tracks`` are ids of articles; ``seen`` (bool) marks those that may choose the words.
+    """
+    counts, words = words_of(root)
+    counts = counts[tracks.astype(int)]
+    kept = np.sort(np.argsort(-counts[seen].getnnz(axis=0), kind="stable")[:n])
+    return counts[:, kept], words[kept]
+
+
+# --- all ----------------------------------------------------------------------------------------
 
 
 def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> None:

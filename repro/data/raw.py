@@ -154,6 +154,29 @@ def lines(path: Path, empty: bool = True) -> list[str]:
     return found
 
 
+def listed(path: Path, counted: bool = False) -> pl.DataFrame:
+    """Read lines ``n id id ...`` with n ids each, or ``n id:count ...`` where they are ``counted``.
+
+    Returns ``line`` from 0, ``id`` and ``count``, of one where there is none. BadInput names the
+    file and the first line that is anything else.
+    """
+    pair = rb" \d{1,9}:[1-9]\d{0,8}" if counted else rb" \d{1,9}"
+    right, rows, lengths = re.compile(rb"\d{1,9}(%b)*\s*" % pair), [], []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            numbers = line.replace(b":", b" ").split()
+            lengths.append((len(numbers) - 1) // (1 + counted))
+            if not right.fullmatch(line) or int(numbers[0]) != lengths[-1]:
+                wanted = "n and n times id:count" if counted else "n and n ids"
+                raise BadInput(f"{path}, line {number}: expected {wanted}, found {_shown(line)}")
+            rows.append(np.array(numbers[1:], np.int64).reshape(-1, 1 + counted))
+    if not sum(lengths):
+        raise BadInput(f"{path}: expected lines of ids, found none")
+    of = np.concatenate(rows)
+    table = pl.DataFrame({"line": np.repeat(np.arange(len(rows)), lengths), "id": of[:, 0]})
+    return table.with_columns(count=pl.Series(of[:, -1]) if counted else pl.lit(1))
+
+
 def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
     """Return the rows of an SQL query, with columns of the given polars types; take no lock.
 
