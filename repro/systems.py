@@ -28,8 +28,9 @@ class Split:
     """What a system may see: ``train``, the play counts of the training pairs (users x items), and
     content, of the items and of the ``cold`` ones that nobody has played.
 
-    Content is by kind: ``"counts"`` of codewords (csr_matrix), ``"shallow"`` and ``"deep"``
-    (arrays), ``"size"`` (frames). A search starts from the paper's regularisation for the
+    Content is by kind: ``"counts"`` of codewords (csr_matrix), arrays ``"shallow"``, ``"deep"``,
+    ``"exposed"`` (deep too, of a network that has been taught the cold items' tags) and ``"tags"``
+    themselves, and ``"size"`` (frames). A search starts from the paper's regularisation for the
     ``subset``, ``"DEN"`` or ``"SPR"``.
     """
 
@@ -102,6 +103,11 @@ class Between:
     def on_edge(self, value: float) -> bool:
         """Return whether a value is in an outer tenth, beyond which a better one may lie."""
         return not 0.1 < np.log(value / self.low) / np.log(self.high / self.low) < 0.9
+
+    def beyond(self, value: float) -> float:
+        """Return the value five times as far out on the side of the nearer edge."""
+        outward = 5.0 if value**2 > self.low * self.high else 0.2
+        return float(f"{outward * value:.3g}")
 
 
 class Choice(tuple):
@@ -203,10 +209,10 @@ def _ctr(split: Split, lambda_theta: float, lambda_beta: float) -> Factors:
     return replace(model, cold=cold.astype(np.float32))
 
 
-def _ctpf(split: Split, shape: float) -> Factors:
-    words = split.content["counts"], split.cold["counts"]
-    factors, seed = split.profile.factors, split.profile.seed
-    return poisson.ctpf(split.played, *words, factors=factors, seed=seed, shape=shape)
+def _ctpf(split: Split, shape: float, word_weight: float) -> Factors:
+    words = (word_weight * x["counts"] for x in (split.content, split.cold))
+    start = {"lda": split.once(_topics)[0], "seed": split.profile.seed}
+    return poisson.ctpf(split.played, *words, factors=split.profile.factors, shape=shape, **start)
 
 
 def _weighted_error(split: Split, lambda_theta: float) -> tuple[np.ndarray, np.ndarray]:
@@ -229,11 +235,14 @@ def _system(group: str, source: str, fit: Callable, space=None, *, cold=True, gi
 
 
 _RIDGE, _SHAPE = {"lambda_theta": Between(10.0, 1e4)}, {"shape": Between(0.03, 3.0, 0.3)}
+_WORDS = _SHAPE | {"word_weight": Between(0.1, 10.0, 1.0)}
 _TOPICS = {"lambda_theta": Between(10.0, 1e6, 0.01), "lambda_beta": Between(0.01, 1e4, 100.0)}
 _LOG, _LINEAR = {"alpha": Between(0.05, 5.0, 2.0)}, {"alpha": Between(1e-3, 1.0, 40.0)}
 _PENALTY = {0: Between(10.0, 1e7, 1e3), 1000: Between(1e-6, 1.0, 1e-4)}  # by hidden units
-_W = {"shallow": Between(1e-3, 1e3), "deep": Between(1.0, 1e7)}  # entries of a thousandth; of one
-_KINDS = {"VQ": "shallow", "h": "deep"}
+# The more content there is in an entry, the more its weight has to be held back.
+_W = {"shallow": Between(1e-3, 1e3), "deep": Between(1.0, 1e7), "exposed": Between(1.0, 1e7)}
+_W |= {"tags": Between(0.1, 1e6)}
+_KINDS = {"VQ": "shallow", "h": "deep", "h exposed": "exposed"}
 _HU, _OORD = "Hu, Koren, Volinsky 2008", "van den Oord et al. 2013"
 _BOTH, _GIVEN = "listening and content", ("lambda_theta",)
 
@@ -259,18 +268,23 @@ SYSTEMS |= {
         "listening", f"{_HU}, eq. (4)", _wmf, _RIDGE | _LINEAR, cold=False, counts="linear"
     ),
     "PMF": System("listening", "Gopalan, Hofman, Blei 2015", _pmf, _SHAPE, cold=False),
-    "CTPF": System(_BOTH, "Gopalan, Charlin, Blei 2014", _ctpf, _SHAPE, content="counts"),
+    "CTPF": System(_BOTH, "Gopalan, Charlin, Blei 2014", _ctpf, _WORDS, content="counts"),
     "CTR": System(_BOTH, "Wang, Blei 2011", _ctr, _TOPICS, content="counts"),
 }
-for _name, _units, _weighted in product(_KINDS, _PENALTY, (False, True)):
+for _name, _units, _weighted in product(("VQ", "h"), _PENALTY, (False, True)):
     _label = f"regression, {_name}, {'MLP' if _units else 'linear'}{', WPE' * _weighted}"
     _fixed = {"kind": _KINDS[_name], "units": _units, "weighted": _weighted}
     _space = {"penalty": _PENALTY[_units]}
     SYSTEMS[_label] = _system("regression", _OORD, _regression, _space, given=_GIVEN, **_fixed)
+_EXPOSED = {"kind": "exposed", "units": 0, "weighted": False}
+SYSTEMS["regression, h exposed, linear"] = _system(
+    "regression", _OORD, _regression, {"penalty": _PENALTY[0]}, given=_GIVEN, **_EXPOSED
+)
+_NAMES = {"exposed": "CF + deep, exposed", "tags": "CF + tags"}
 for _kind, _range in _W.items():
-    _space = _RIDGE | {"lambda_w": _range}
-    SYSTEMS[f"CF + {_kind}"] = _system(
-        _BOTH, "Liang, Zhan, Ellis 2015", _content_prior, _space, kind=_kind
+    _source = "ours" if _kind == "tags" else "Liang, Zhan, Ellis 2015"
+    SYSTEMS[_NAMES.get(_kind, f"CF + {_kind}")] = _system(
+        _BOTH, _source, _content_prior, _RIDGE | {"lambda_w": _range}, kind=_kind
     )
 
 
@@ -347,6 +361,9 @@ TAG_MODELS: dict[str, TagModel] = {
 # --- the search ---------------------------------------------------------------------------------
 
 
+WIDER = 4  # trials more, where the best of a search is on an edge
+
+
 def candidates(space: dict, trials: int, seed: int, start: dict | None = None) -> list[dict]:
     """Return the settings to try: those of the system's source, then an even spread (Halton).
 
@@ -397,7 +414,8 @@ def search(
     start = profile.ridges(split.subset)
     tried = candidates(system.space, profile.trials, profile.seed, start)
     label = (label or {}) | {"system": name}
-    return _best([fixed | one for one in tried], score, "NDCG", system.space, label, points)
+    tried = [fixed | one for one in tried]
+    return _best(tried, score, ["NDCG", "R@40"], system.space, label, points)
 
 
 def search_tags(name, train, watch, points, checkpoint=None) -> tuple[dict, pd.DataFrame]:
@@ -415,18 +433,26 @@ def search_tags(name, train, watch, points, checkpoint=None) -> tuple[dict, pd.D
         return scores[["AROC", "MAP"]].to_dict()
 
     tried = candidates(model.space, profile.tag_trials, profile.seed)
-    return _best(tried, score, "AROC", model.space, {"system": name}, points)
+    return _best(tried, score, ["AROC", "MAP"], model.space, {"system": name}, points)
 
 
-def _best(tried: list[dict], score: Callable, metric: str, space: dict, label: dict, points):
-    """Score the settings that ``points`` lacks; return the best of all, and a row of each."""
-    rows = [label | settings for settings in tried]
-    missing = list(points.todo(rows))
-    for row, settings in zip(rows, tried, strict=True):
-        if row in missing:
+def _best(tried: list[dict], score: Callable, by: list, space: dict, label: dict, points):
+    """Score the settings that ``points`` lacks; return the best of all, and a row of each.
+
+    While the best is on an edge, up to WIDER more are tried beyond it. Of settings whose first
+    metric is the same to three digits the second decides, lest a degenerate model win a tie.
+    """
+    tried, first = list(tried), len(tried)
+    while True:
+        for row in list(points.todo(label | settings for settings in tried)):
+            settings = {name: row[name] for name in tried[0]}
             said = {n: f"{x:g}" if isinstance(x, float) else x for n, x in settings.items()}
             edges = (name for name, r in space.items() if r.on_edge(settings[name]))
             about = {"settings": ", ".join(f"{name}={said[name]}" for name in space)}
             points.add(row, about | score(settings) | {"on the edge": ", ".join(edges)})
-    frame = points.frame(rows)
-    return tried[int(frame[metric].argmax())], frame
+        frame = points.frame(label | settings for settings in tried)
+        best = tried[max(range(len(tried)), key=lambda i: tuple(frame[by].iloc[i].round(3)))]
+        outer = {n: r.beyond(best[n]) for n, r in space.items() if r.on_edge(best[n])}
+        if not outer or best | outer in tried or first + WIDER <= len(tried) or first == 1:
+            return best, frame
+        tried.append(best | outer)

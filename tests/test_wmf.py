@@ -90,7 +90,7 @@ def test_objective_is_the_sum_over_all_pairs_and_never_rises(content, ridge):
     assert [row["sweep"] for row in fitted.history] == sorted([*range(1, 9)] * len(steps))
     value = np.array([row["objective"] for row in fitted.history])
     assert (np.diff(value) <= 1e-6 * value[:-1]).all()
-    assert value[-1] < 0.9 * value[0]
+    assert value[-1] < 0.98 * value[0]  # CTR sets out from users that fit its topics
     dense, theta, beta = (
         surplus.toarray().astype(float),
         *(x.astype(float) for x in (fitted.theta, fitted.beta)),

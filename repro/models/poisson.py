@@ -141,14 +141,14 @@ def pmf(
 
 
 def ctpf(
-    plays, words, cold_words, *, factors: int, shape=0.3, rate=0.3, passes=100, seed=0
+    plays, words, cold_words, *, factors: int, lda=None, shape=0.3, rate=0.3, passes=100, seed=0
 ) -> Factors:
     """Fit collaborative topic Poisson factorisation (Gopalan, Charlin and Blei 2014).
 
     w_iv ~ Poisson(theta_i.topic_v) and r_ui ~ Poisson(eta_u.(theta_i + epsilon_i)), every factor
     from Gamma(``shape``, ``rate``). A pass updates users, topics, then both factors of the items.
-    Theta and epsilon start from uniform draws about one, the others from ones; the authors start
-    from LDA, and their program can also correct for the length of a document: ours does neither.
+    Theta starts from LDA, as its authors start it, or from uniform draws about one, as epsilon
+    does; the others from ones. Their program can also correct for the length of a document.
 
     The Factors are E[eta_u], E[theta_i] + E[epsilon_i] and, for cold items, E[theta_i], which comes
     from their words alone, by 20 updates with the topics as they are; that nobody played them is
@@ -160,6 +160,8 @@ def ctpf(
     plays : csr_matrix of counts, users x items
     words, cold_words : csr_matrix, items x J and cold items x J
         Codeword counts; those of items that nobody has played change nothing for the others.
+    lda : array, items x K, optional
+        Topic proportions, whose rows sum to one.
     """
     plays, words = _checked("plays", plays), _checked("words", words)
     cold_words = _checked("cold_words", cold_words)
@@ -168,6 +170,8 @@ def ctpf(
         raise ValueError(f"{shapes} do not agree on the items or the codewords")
     _check(factors=factors, shape=shape, rate=rate, passes=passes)
     k, start = factors, np.random.default_rng(seed).uniform(0.5, 1.5, (words.shape[0], 2 * factors))
+    if lda is not None:
+        start[:, :k] = np.maximum(k * lda, 0.01)
     users, topics = (_Gammas(shape, np.ones((n, k))) for n in (plays.shape[0], words.shape[1]))
     items = _Gammas(shape, start)  # theta beside epsilon, since phi compares the two
     theta, both = items.geometric[:, :k], lambda x: x[..., :k] + x[..., k:]

@@ -166,7 +166,7 @@ def fit(
     features : array, items x F, optional
     means : array, items x K, optional
         Prior means of the song factors that stay as they are, in place of features: the topic
-        proportions of CTR (Wang and Blei 2011).
+        proportions of CTR, from which the users are fitted first (Wang and Blei 2011).
     factors : int, K
     lambda_theta, lambda_beta, lambda_w, bias
         Precisions of the priors; see :class:`ContentPrior` for the last two.
@@ -196,6 +196,7 @@ def fit(
     if means is not None:
         fixed = torch.from_numpy(np.array(means, np.float32)).to(device)
         prior = SimpleNamespace(mean=lambda w: fixed)
+        theta = kernels.solve_rows(fixed, by_user, lambda_theta)  # CTR sets out from its topics
     elif features is not None:
         prior = ContentPrior(features, lambda_w, bias)
         w = torch.zeros(prior.features.shape[1], factors, device=device)
