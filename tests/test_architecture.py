@@ -23,7 +23,11 @@ ARROWS = {
 PURE = "kernels", "models", "evaluation", "systems"  # they know no files, screens or settings
 SURROUNDINGS = {"pathlib", "os", "shutil", "tempfile", "sys", "subprocess", "IPython", "requests"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
-EVERYTHING = [*MODULES, *sorted(ROOT.glob("benchmarks/*.py")), *sorted(ROOT.glob("notebooks/*"))]
+EVERYTHING = [
+    *MODULES,
+    *sorted(ROOT.glob("benchmarks/*.py")),
+    *sorted(ROOT.glob("notebooks/*.ipynb")),
+]
 
 
 def code_of(path):

@@ -37,6 +37,7 @@ def test_all_are_there():
         "06_cold_start_evaluation",
         "07_seeds",
         "08_studies",
+        "09_exposure",
     ]
 
 

@@ -38,7 +38,7 @@ THIRD = 'print(run.load("total").total)'
 SEEDED = """
 if run.profile.name == "smoke+lenient" and not Path("calm").exists():
     raise ValueError("no such luck")
-run.save("numbers", x=[run.profile.seed, run.profile.cold_in_pretraining])
+run.save("numbers", x=[run.profile.seed, run.profile.cold_in_codebook])
 """
 READER = """
 import pandas as pd

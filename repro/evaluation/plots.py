@@ -15,7 +15,8 @@ _NAMES = (
     "CF + deep; CF + shallow; WMF; CTR; regression; bag size; neighbours; popularity; CTPF; PMF"
 )
 # "WMF + bias" goes first: the colour is that of the first name with which a system's begins.
-COLOURS = {"WMF + bias": "0.35", "mean item": "0.6", "random": "0.75"}
+COLOURS = {"CF + deep, exposed": "#003f72", "CF + tags": "black"}
+COLOURS |= {"WMF + bias": "0.35", "mean item": "0.6", "random": "0.75"}
 COLOURS |= dict(zip(_NAMES.split("; "), _PALETTE, strict=True))
 
 

@@ -62,7 +62,7 @@ CLAIMS = [
     Claim("out-of-matrix", "CTPF", "CF + shallow", "R@120"),
 ]
 HEADLINE = "random; neighbours, VQ; regression, VQ, linear; regression, h, linear; CTPF; CTR"
-HEADLINE = [*HEADLINE.split("; "), "CF + shallow", "CF + deep"]
+HEADLINE = [*HEADLINE.split("; "), "CF + shallow", "CF + deep", "CF + deep, exposed", "CF + tags"]
 
 # --- results as numbers --------------------------------------------------------------------------
 
