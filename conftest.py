@@ -53,6 +53,7 @@ def whole_run(tmp_path_factory):
         patch.setenv("REPRO_RESULTS", str(root))
         patch.setenv("OMP_NUM_THREADS", "1")  # threads gain nothing on what is small
         assert runner.main("smoke", "cpu") == runner.DONE
+        assert runner.main("smoke", "cpu", only="09") == runner.DONE  # of one seed
         assert runner.main("smoke+seed1", "cpu", only="01") == runner.DONE
         for record in root.glob(f"smoke/*/{run.RECORD}"):
             for suffix in ("seed1", "lenient"):

@@ -13,9 +13,9 @@ from repro.pipeline import runner
 from repro.pipeline.run import Store
 
 
-@pytest.mark.parametrize("name", ["07_seeds", "08_studies"])
+@pytest.mark.parametrize("name", ["07_seeds", "08_studies", "09_exposure"])
 def test_the_checks_print_what_the_notebook_stores(whole_run, name):
-    """As nbval compares the other notebooks: these two need runs beside their own."""
+    """As nbval compares the other notebooks: these need runs beside their own."""
 
     def checks(path):
         cells = nbformat.read(path, as_version=4).cells

@@ -298,15 +298,6 @@ def alive(pid):
     return bool(state.stdout.strip()) and not state.stdout.startswith("Z")
 
 
-def test_bars_of_cells_are_shown_with_their_time_left(project, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "PAUSE", 0)
-    code = "for done in ' 25', ' 75', '100':\n    print(f'\\r{done}%|##| [00:04<00:12]', end='')\n"
-    project.edit("01_first", "print('no bar')\n" + code + "    time.sleep(0.3)\n" + FIRST)
-    assert project.run(only="01")[0] == DONE
-    out = capsys.readouterr().out
-    assert "\n  25%|##| [00:04<00:12]\n" in out and "no bar" not in out
-
-
 @pytest.mark.fault(
     "a Jupyter kernel named python3 of another program", "ours is the interpreter at work"
 )

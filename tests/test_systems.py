@@ -119,26 +119,6 @@ def test_hidden_items_lose_their_plays_and_keep_their_content(world):
         assert np.array_equal(hidden.content[kind], np.delete(split.content[kind], items, 0))
 
 
-def test_confidence_of_counts(world):
-    split, _ = world
-    r, eps = split.train.data, PROFILE.eps
-    assert np.allclose(split.surplus().data, 2 * np.log1p(1 / eps))
-    assert np.allclose(split.surplus(3.0, "log").data, 3 * np.log1p(r / eps))
-    assert np.allclose(split.surplus(40.0, "linear").data, 40 * r)
-
-
-def test_a_split_computes_once_for_the_same_settings():
-    split, seen = systems.Split(None, {}, {}, PROFILE), []
-
-    def compute(split, x):
-        seen.append(x)
-        return [x]
-
-    assert split.once(compute, 1.0) is split.once(compute, 1.0)
-    assert split.once(compute, 2.0) == [2.0] and seen == [1.0, 2.0]
-    assert replace(split).once(compute, 2.0) == [2.0] and seen == [1.0, 2.0, 2.0]
-
-
 def test_ctr_keeps_to_its_topics_when_the_prior_is_strong(world):
     split, _ = world
     model = SYSTEMS["CTR"].fit(split, lambda_theta=1.0, lambda_beta=1e7)

@@ -78,13 +78,6 @@ def test_typeset_numbers():
 DECORATED = re.compile(r"±|\d,\d{3}\b|\d to [-+]?\d|\d%|[-+]\d\S* \[|^\*\*|^\d+[–-]\d")
 
 
-def test_cells_with_typeset_numbers_are_told_from_names():
-    typeset = "0.0968 ±.0038", "7,897", "-0.1 to +0.2", "1.2%", "+0.1 [+0.0, +0.2]", "**1**", "1–2"
-    assert all(DECORATED.search(cell) for cell in typeset)
-    names = "lambda_theta=1190, lambda_w=22.1", "R@40", "regression, VQ, linear", "3.5e-05", "7897"
-    assert not any(DECORATED.search(cell) for cell in names)
-
-
 def test_no_csv_of_a_whole_run_has_typeset_numbers(whole_run):
     files = sorted(whole_run.rglob("tables/*.csv"))
     assert len(files) > 40
@@ -222,19 +215,6 @@ def test_chance_is_the_unit_that_compares_data_sets(systems):
     assert times["paper"] == pytest.approx(11.08, abs=0.01)
 
 
-def test_winners_are_the_best_of_their_group():
-    trials = pd.DataFrame(
-        {
-            "subset": ["A"] * 3 + ["B"] * 2,
-            "settings": list("abcde"),
-            "NDCG": [0.1, 0.3, 0.2, 0.1, 0.2],
-        }
-    )
-    best = tables.winners(trials, ["subset"])
-    assert best["settings"].to_dict() == {"A": "b", "B": "e"}
-    assert best["trials"].to_dict() == {"A": 3, "B": 2}
-
-
 def test_packed_metrics_come_back(systems, tmp_path, monkeypatch):
     from repro.pipeline.run import Run
 
@@ -283,19 +263,6 @@ def test_trials_figure_rings_the_winners():
     assert np.allclose(np.sort(points[:, 0]), np.sort(found))
     assert np.allclose(np.concatenate(drawn(ax)), [[0.4, 0], [0.6, 1]])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["CF + deep", "WMF"]
-
-
-def test_interval_figure_labels_each_row_with_its_name():
-    frame = pd.DataFrame(
-        {"mean": [1.0, 2.0], "low": [0.5, 1.5], "high": [1.2, 3.0]}, index=["first", "second"]
-    )
-    ax = plots.intervals(frame, "difference").axes[0]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second"]
-    for y, (row, bar) in enumerate(zip(frame.itertuples(), ax.containers, strict=True)):
-        assert bar.lines[0].get_xdata()[0] == row.mean
-        (segment,) = bar.lines[2][0].get_segments()
-        assert np.allclose(segment, [[row.low, y], [row.high, y]])
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
 
 
 @pytest.mark.fault("a user's own matplotlibrc", "our figures look the same for everybody")

@@ -51,15 +51,6 @@ def test_assign_agrees_with_float64_distances(n, codewords, dims, offset):
         assert np.array_equal(plain(centres).assign(same, nearest=3), code)
 
 
-@pytest.mark.parametrize("dims", [1, 10, 12])  # those of the profiles; see Codebook.assign
-def test_first_of_equal_codewords_counts(dims):
-    once = normal(200, dims, spread=50)
-    frames = np.concatenate([once, normal(300, dims, seed=1, spread=50)])
-    code = plain(np.concatenate([once, once, once])).assign(frames).ravel()
-    assert np.array_equal(code, squared(frames, once).argmin(1))
-    assert np.array_equal(code[:200], np.arange(200))
-
-
 @pytest.mark.parametrize("n", [4, 400])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_does_not_fit_is_refused(bad, n):
