@@ -151,10 +151,8 @@ def test_scores_that_float32_cannot_tell_apart_are_ranked_all_the_same():
     beta = np.nextafter(beta, rng.choice([-np.inf, 0, np.inf], beta.shape).astype(np.float32))
     heldout = sp.csr_matrix((rng.random((40, 1200)) < 0.02) * 1)
     assert len(np.unique(beta @ theta[0])) < len(np.unique(beta @ theta[0].astype(float))) / 2
-    found, expected = (
-        metrics.heldout_ranks(theta, beta, heldout),
-        ranks_slowly(theta, beta, heldout),
-    )
+    found = metrics.heldout_ranks(theta, beta, heldout)
+    expected = ranks_slowly(theta, beta, heldout)
     # Sums of float64 differ in their last place with the order, and some of these by no more.
     assert (np.abs(found - expected) <= 1).all() and (found == expected).mean() > 0.99
 
@@ -197,10 +195,7 @@ def test_bootstrap_interval_is_that_of_the_mean():
 
 def test_a_user_of_two_seeds_is_no_two_users():
     frame = pd.DataFrame({"a": np.random.default_rng(3).random(60)})
-    once, twice = (
-        metrics.bootstrap(frame, 200, 0),
-        metrics.bootstrap(pd.concat([frame] * 2), 200, 0),
-    )
+    once, twice = (metrics.bootstrap(pd.concat([frame] * n), 200, 0) for n in (1, 2))
     assert np.allclose(once, twice)
     others = pd.concat([frame, frame.set_axis(np.arange(60, 120))])
     apart = metrics.bootstrap(others, 200, 0).loc["a"]
