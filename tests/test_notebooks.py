@@ -29,6 +29,7 @@ def code(notebook):
 
 def test_all_are_there():
     assert [path.stem for path in PATHS] == [
+        "00_the_method",
         "01_data_prep",
         "02_vq_histograms",
         "03_tag_pretraining",
