@@ -288,7 +288,8 @@ class _Bars(io.StringIO):
 
 def choose(names: list[str], only: str | None, first: str | None) -> list[str]:
     """Return the notebooks that ``--only`` or ``--from`` select, by number or by name."""
-    wanted = only or first or "01"
+    if not (wanted := only or first):
+        return names
     found = [i for i, name in enumerate(names) if name.startswith(wanted.zfill(2))]
     if len(found) != 1:
         raise Refused(f"no notebook {wanted!r}: there are {', '.join(names)}")
