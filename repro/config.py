@@ -128,11 +128,13 @@ class Profile:
         return repr((self, self.quantisation, self.network, self.factorisation, *ridges))
 
     def table(self) -> list[dict]:
-        """Return one row per setting: its value here, the paper's, and the source of the latter."""
-        settings = [f for f in fields(self) if "source" in f.metadata]
-        rows = [(f.name, getattr(self, f.name), f.default, f.metadata["source"]) for f in settings]
-        names = "setting", "here", "paper", "source"
-        return [dict(zip(names, map(str, row), strict=True)) for row in rows]
+        """Return one row per setting: its value here, the paper's if it has one, and its source."""
+        rows = []
+        for one in (f for f in fields(self) if "source" in f.metadata):
+            here, source = str(getattr(self, one.name)), one.metadata["source"]
+            paper = "" if source.startswith("ours") else str(one.default)
+            rows.append({"setting": one.name, "here": here, "paper": paper, "source": source})
+        return rows
 
 
 PAPER = Profile("paper", "msd", "Million Song Dataset, Taste Profile, last.fm tags")
