@@ -14,6 +14,7 @@ matplotlib.use("agg")
 # The kernels that nbval starts inherit it, and so does whatever a test starts.
 HOME = Path(tempfile.mkdtemp(prefix="repro-tests-"))
 os.environ |= {"REPRO_PROFILE": "smoke", "REPRO_DEVICE": "cpu", "REPRO_RESULTS": str(HOME)}
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads gain nothing on what is small
 
 
 def pytest_unconfigure():
@@ -51,7 +52,6 @@ def whole_run(tmp_path_factory):
     root = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPRO_RESULTS", str(root))
-        patch.setenv("OMP_NUM_THREADS", "1")  # threads gain nothing on what is small
         assert runner.main("smoke", "cpu") == runner.DONE
         assert runner.main("smoke", "cpu", only="09") == runner.DONE  # of one seed
         assert runner.main("smoke+seed1", "cpu", only="01") == runner.DONE
