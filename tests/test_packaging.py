@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tomllib
 
+import pandas as pd
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
 from repro.config import ROOT
 
+TABLES = "exposure_means", "controls"
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base": "seaborn"}
 
 
@@ -93,3 +95,17 @@ def test_ruff_has_no_objection(command):
         [sys.executable, "-m", "ruff", *command, ROOT], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_finding_in_the_readme_has_the_numbers_of_the_tables():
+    lastfm, finding = ROOT / "results" / "lastfm", (ROOT / "README.md").read_text("utf-8")
+    tables = {name: pd.read_csv(lastfm / f"09_exposure/tables/{name}.csv") for name in TABLES}
+    means = tables["exposure_means"].set_index(["epochs", "exposure"])
+    controls = tables["controls"].set_index(["tags", "exposure"])["mean"]
+    cold = pd.read_csv(lastfm / "07_seeds/tables/seeds_cold.csv").set_index(["system", "metric"])
+    recall = [*means.loc[[(50, 0.0), (50, 1.0)], "R@40"], controls["random, as many", 1.0]]
+    recall.append(cold.loc[("CF + shallow", "R@40"), "mean"])
+    times = means.loc[(50, 1.0), ["R@40 told", "R@40 untold"]]
+    written = [f"{x:.3f}" for x in recall] + [f"{x:.1f}" for x in times]
+    finding = finding.split("![")[0]
+    assert [number for number in written if number not in finding] == []

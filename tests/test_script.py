@@ -40,16 +40,6 @@ def test_a_closed_pipe_is_a_quiet_end(environment):
     assert done.returncode in (0, 141) and not done.stderr  # 128 + SIGPIPE is bash's own
 
 
-@pytest.mark.fault("a checkout with Windows line ends", "Unix ones in every file")
-def test_files_keep_unix_line_ends(tmp_path):
-    clone = tmp_path / "clone"
-    subprocess.run(
-        ["git", "-c", "core.autocrlf=true", "clone", "-q", "--depth", "1", ROOT.as_uri(), clone],
-        check=True,
-    )
-    assert b"\r\n" not in (clone / "run_all.sh").read_bytes()
-
-
 @pytest.mark.long
 @pytest.mark.fault("Python 3.11.0, older than some packages ask for", "the lock serves it")
 @pytest.mark.parametrize("version", ["3.11.0", "3.12.0", "3.13.0"])
