@@ -256,7 +256,7 @@ CITEULIKE = replace(
     sparse_songs_per_user=5,
     sparse_users_per_song=5,
     codewords=2_000,  # words, those of most articles
-    epochs=10,  # of 20,000 articles: as many batches as five times those of lastfm
+    epochs=10,  # of 16,000 articles: five times the batches that lastfm has
 )
 
 REAL = LASTFM, LASTFM_TIMBRE, CITEULIKE, SUBSET, MSD_SPOTIFY, PAPER
