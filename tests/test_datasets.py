@@ -131,15 +131,16 @@ def test_genuine_listening_with_descriptors(samples):
     table = raw.triplets(SAMPLES / "taste_profile_sample.tsv")
     assert (table.height, table["user"].n_unique(), table["song"].n_unique()) == (7_023, 245, 5_583)
     data, bag = (read(config.LASTFM, samples) for read in (prepare.load, prepare.bags))
-    assert list(data.facts.values())[:8] == [
+    assert list(data.facts.values())[:9] == [
         *(1_892, 17_632, 92_834, 186_479),  # users, artists, pairs, tag assignments
-        *(4_261, 1_882, 68_766, 132_158),  # the same of artists with all: artists, users, ...
+        151_026,  # of tags that five people use
+        *(4_181, 1_882, 68_604, 109_809),  # the same of artists with all: artists, users, ...
     ]
-    assert data.facts["tags that are frequent"] == 585 and data.plays.shape == (1_882, 4_244)
-    assert len(set(data.item_ids)) == 4_244
+    assert data.facts["tags that are frequent"] == 362 and data.plays.shape == (1_882, 4_164)
+    assert len(set(data.item_ids)) == 4_164
     assert (data.tag_train ^ data.tag_test).all()
     sizes = [len(bag(track)) for track in data.item_tracks]
-    assert min(sizes) > 0 and sum(sizes) == 27_028
+    assert min(sizes) > 0 and sum(sizes) == 26_807
     assert data.item_names[list(data.item_ids).index("sigurros")] == "Sigur Rós"
     assert bag("sigurros").shape[1] == len(prepare.DESCRIPTORS) == 10
 
