@@ -6,11 +6,11 @@ import signal
 import sys
 from pathlib import Path
 
-from repro.config import PROFILES, VARIANTS, data_root
+from repro.config import PROFILES, REAL, VARIANTS, data_root
 from repro.data import files
 from repro.pipeline import runner
 
-REAL = [name for name, profile in PROFILES.items() if profile.source != "world"]
+_REAL = [profile.name for profile in REAL]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,7 +50,7 @@ def fetch(arguments: list[str]) -> int:
     what = "Download and check the files that a profile reads; what is there stays."
     parser = argparse.ArgumentParser(prog="run_all.sh fetch", description=what)
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help=f"a file, or of {', '.join(REAL)}")
+    add("names", nargs="*", metavar="NAME", help=f"a file, or of {', '.join(_REAL)}")
     add("--data", metavar="DIR", help="folder to put them in (default: data)")
     add("--mirror", metavar="URL", default="", help="a folder that has the files")
     add("--offline", action="store_true", help="only say what is missing")
@@ -60,12 +60,12 @@ def fetch(arguments: list[str]) -> int:
     if given.list or not given.names:
         print(*(files.described(files.find(name, root)) for name in files.NAMES), sep="\n")
         return runner.DONE
-    if unknown := [name for name in given.names if name not in (*REAL, *files.NAMES)]:
-        print(f"unknown {unknown[0]!r}: choose of {', '.join([*REAL, *files.NAMES])}")
+    if unknown := [name for name in given.names if name not in (*_REAL, *files.NAMES)]:
+        print(f"unknown {unknown[0]!r}: choose of {', '.join([*_REAL, *files.NAMES])}")
         return runner.REFUSED
-    profiles = [PROFILES[name] for name in given.names if name in REAL]
+    profiles = [PROFILES[name] for name in given.names if name in _REAL]
     wanted = [source for profile in profiles for source in files.required(profile, root)]
-    wanted += [files.find(name, root) for name in given.names if name not in REAL]
+    wanted += [files.find(name, root) for name in given.names if name not in _REAL]
     status = runner.DONE
     try:
         for source in dict.fromkeys(wanted):

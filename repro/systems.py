@@ -271,15 +271,12 @@ SYSTEMS |= {
     "CTPF": System(_BOTH, "Gopalan, Charlin, Blei 2014", _ctpf, _WORDS, content="counts"),
     "CTR": System(_BOTH, "Wang, Blei 2011", _ctr, _TOPICS, content="counts"),
 }
-for _name, _units, _weighted in product(("VQ", "h"), _PENALTY, (False, True)):
+_ROWS = [*product(("VQ", "h"), _PENALTY, (False, True)), ("h exposed", 0, False)]
+for _name, _units, _weighted in _ROWS:
     _label = f"regression, {_name}, {'MLP' if _units else 'linear'}{', WPE' * _weighted}"
     _fixed = {"kind": _KINDS[_name], "units": _units, "weighted": _weighted}
     _space = {"penalty": _PENALTY[_units]}
     SYSTEMS[_label] = _system("regression", _OORD, _regression, _space, given=_GIVEN, **_fixed)
-_EXPOSED = {"kind": "exposed", "units": 0, "weighted": False}
-SYSTEMS["regression, h exposed, linear"] = _system(
-    "regression", _OORD, _regression, {"penalty": _PENALTY[0]}, given=_GIVEN, **_EXPOSED
-)
 _NAMES = {"exposed": "CF + deep, exposed", "tags": "CF + tags"}
 for _kind, _range in _W.items():
     _source = "ours" if _kind == "tags" else "Liang, Zhan, Ellis 2015"

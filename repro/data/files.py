@@ -26,7 +26,7 @@ import pooch
 import requests
 from filelock import FileLock, SoftFileLock, Timeout
 
-from repro.config import PROFILES, Profile
+from repro.config import REAL, Profile
 
 HOSTS = {"millionsongdataset.com", "labrosa.ee.columbia.edu", "files.grouplens.org"}
 HOSTS |= {"raw.githubusercontent.com"}
@@ -91,8 +91,7 @@ class Source:
 
 def described(source: Source) -> str:
     """Return whether a file is there, and what a person needs to know to get it."""
-    real = [profile for profile in PROFILES.values() if profile.source != "world"]
-    readers = [p.name for p in real if source in required(p, source.path.parent)]
+    readers = [p.name for p in REAL if source in required(p, source.path.parent)]
     folder, name = source.path.parent.resolve(), source.path.name
     near = [path for path in (folder.parent / name, *folder.glob(f"*/{name}")) if path.exists()]
     there = source.path.exists()

@@ -6,7 +6,8 @@ The files are those of :mod:`repro.data.files`, read by :mod:`repro.data.raw`. A
   timbre, last.fm tags; ``subset`` is the same for the MSD's 10,000-song subset;
 - ``spotify``: play counts, tags and descriptors of MSD tracks, one table each;
 - ``lastfm``: HetRec's listening to and tags of artists, with descriptors of their tracks, or with
-  MSD tracks.
+  MSD tracks;
+- ``citeulike``: articles in users' libraries, with their words and tags.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ def load(profile: Profile, root: Path | str) -> Dataset:
 class Bags:
     """The function from a track id to its content, float32, shape (frames, D), in own units.
 
-    D is 12 for timbre, 10 for descriptors. There are no frames of a silent track, nor of one whose
-    file cannot be read: one among a million must not stop a run.
+    D is 12 for timbre, 10 for descriptors, 1 for words. There are no frames of a silent track, nor
+    of one whose file cannot be read: one among a million must not stop a run.
     """
 
     def __init__(self, read: Callable[[str, str], np.ndarray], dims: int):
@@ -164,8 +165,8 @@ def bags(profile: Profile, root: Path | str) -> Bags:
         return Bags(lambda track, ahead: raw.timbre(tree, track, ahead), raw.TIMBRE_DIM)
     if profile.content == "words":  # a word is a frame of one number
         counts, _ = words_of(root)
-        found = {f"{i:06}": np.repeat(x.indices, x.data)[:, None] for i, x in enumerate(counts)}
-        return Bags(lambda track, _: found[track].astype(np.float32), 1)
+        bag = [np.repeat(row.indices, row.data)[:, None].astype(np.float32) for row in counts]
+        return Bags(lambda track, _: bag[int(track)], 1)
     table = _descriptors(root, "artist" if profile.source == "lastfm" else "track_id")
     rows = table.partition_by("track", as_dict=True, include_key=False)
     frames = {track: table.to_numpy().astype(np.float32) for (track,), table in rows.items()}
@@ -274,7 +275,7 @@ def _load_lastfm(profile: Profile, root: Path, facts: dict, broken: dict) -> tup
     facts |= {"users read": listening["userID"].n_unique(), "artists read": artists.height}
     facts |= {"user-artist pairs read": listening.height, "tag assignments read": tagging.height}
 
-    # A tag of one or two people is a private note.
+    # A tag of fewer than five people is a private note.
     people = tagging.group_by("tagID").agg(n=pl.col("userID").n_unique())
     tagging = tagging.join(people.filter(pl.col("n") >= 5), on="tagID", how="semi")
     facts["tag assignments of tags that five people use"] = tagging.height

@@ -140,6 +140,11 @@ def train(
         optimiser.load_state_dict(kept["optimiser"])
         of_dropout.set_rng_state(kept["dropout"])
         curve = kept["curve"]
+
+    def state():
+        kept = {"network": net.state_dict(), "optimiser": optimiser.state_dict()}
+        return kept | {"dropout": of_dropout.get_rng_state(), "curve": curve}
+
     for _ in curve:  # what was drawn before
         rng.permutation(len(x))
     for epoch in progress(range(len(curve) + 1, epochs + 1)):
@@ -158,9 +163,7 @@ def train(
             row["held out"] = float(tag_loss(torch.from_numpy(predict(net, watch[0])), truth))
         curve.append(row)
         if checkpoint is not None:
-            state = {"network": net.state_dict(), "optimiser": optimiser.state_dict()}
-            state |= {"dropout": of_dropout.get_rng_state(), "curve": curve}
-            checkpoint.save(lambda state=state: state)
+            checkpoint.save(state)
     return net.eval(), pd.DataFrame(curve)
 
 
