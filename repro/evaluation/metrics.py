@@ -21,71 +21,51 @@ from repro import kernels
 
 
 def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarray:
-    """Return the rank of every held-out pair in its user's list, by counting, without sorting.
+    """Return the rank of every stored pair of ``heldout`` (users x items) in its user's list.
 
-    Parameters
-    ----------
-    theta, beta : arrays, users x K and items x K
-        The score of a pair is the product of their float32 values.
-    heldout, exclude : csr_matrix, users x items
-        No pair may be in both.
-
-    Returns
-    -------
-    array of int64, one entry for each stored pair of ``heldout``, in its order.
+    The score of a pair is the product of the float32 values of ``theta`` (users x K) and ``beta``
+    (items x K). A ValueError says that shapes do not fit, that a score may not be finite, or that a
+    pair is in ``exclude`` too. Ranks are int64, in the order of the pairs.
     """
     held = heldout.tocsr()
     out = sp.csr_matrix(held.shape) if exclude is None else exclude.tocsr()
-    users_k, items_k, pairs = np.shape(theta), np.shape(beta), (len(theta), len(beta))
-    if users_k[1] != items_k[1] or not held.shape == out.shape == pairs:
-        raise ValueError(
-            f"theta {users_k} and beta {items_k} do not fit heldout {held.shape} and "
-            f"exclude {out.shape}"
-        )
-    if _pattern(held).multiply(_pattern(out)).nnz:
+    users, items = np.shape(theta), np.shape(beta)
+    if users[1] != items[1] or not held.shape == out.shape == (users[0], items[0]):
+        sides = f"heldout {held.shape} and exclude {out.shape}"
+        raise ValueError(f"theta {users} and beta {items} do not fit {sides}")
+    stored = (
+        sp.csr_matrix((np.ones(x.nnz, bool), x.indices, x.indptr), x.shape) for x in (held, out)
+    )
+    if next(stored).multiply(next(stored)).nnz:
         raise ValueError("a pair is both held out and excluded")
     with np.errstate(over="ignore"):
         theta, beta = (np.ascontiguousarray(x, dtype=np.float32) for x in (theta, beta))
     return kernels.heldout_ranks(theta, beta, held, out)
 
 
-def _pattern(pairs: sp.csr_matrix) -> sp.csr_matrix:
-    ones = np.ones(len(pairs.indices), bool)
-    return sp.csr_matrix((ones, pairs.indices, pairs.indptr), pairs.shape)
-
-
 def per_user(ranks: np.ndarray, heldout: sp.csr_matrix, recall_at=(40, 80, 120, 160, 200)):
-    """Return every metric of every user with held-out items.
+    """Return ``R@M`` for each M, ``NDCG``, ``NDCG (code)`` and ``MAP`` by user with held-out items.
 
-    Parameters
-    ----------
-    ranks : array, one for each stored pair of ``heldout``
-        From :func:`heldout_ranks`.
-
-    Returns
-    -------
-    DataFrame, indexed by user: ``R@M`` for each M, ``NDCG``, ``NDCG (code)``, ``MAP``.
+    ``ranks`` has one number for each stored pair of ``heldout``, from :func:`heldout_ranks`.
     """
     lengths = np.diff(heldout.indptr)
     user = np.repeat(np.arange(len(lengths)), lengths)
     ranks = np.sort(user * heldout.shape[1] + ranks) - user * heldout.shape[1]
     place = np.arange(len(ranks)) - np.repeat(heldout.indptr[:-1], lengths)
 
-    def total(values):
-        return np.bincount(user, values, len(lengths))
-
-    def paper_gain(rank):
-        return 1.0 / np.log2(rank + 2)
-
-    def code_gain(rank):
-        return 1.0 / np.log2(np.maximum(rank + 1, 2))
-
     keep = np.flatnonzero(lengths)
+
+    def total(values):
+        return np.bincount(user, values, len(lengths))[keep]
+
     n = lengths[keep]
-    columns = {f"R@{m}": total(ranks < m)[keep] / n for m in recall_at}
-    for name, gain in (("NDCG", paper_gain), ("NDCG (code)", code_gain)):
-        columns[name] = total(gain(ranks))[keep] / total(gain(place))[keep]
-    columns["MAP"] = total((place + 1) / (ranks + 1))[keep] / n
+    columns = {f"R@{m}": total(ranks < m) / n for m in recall_at}
+    for name, discount in {
+        "NDCG": lambda rank: np.log2(rank + 2),
+        "NDCG (code)": lambda rank: np.log2(np.maximum(rank + 1, 2)),
+    }.items():
+        columns[name] = total(1.0 / discount(ranks)) / total(1.0 / discount(place))
+    columns["MAP"] = total((place + 1) / (ranks + 1)) / n
     return pd.DataFrame(columns, index=pd.Index(keep, name="user"))
 
 
@@ -97,12 +77,8 @@ def evaluate(theta, beta, heldout, exclude=None, recall_at=(40, 80, 120, 160, 20
 
 def validator(heldout, exclude):
     """Return the function from theta and beta to the mean NDCG and Recall@40 on ``heldout``."""
-
-    def validate(theta, beta) -> dict:
-        frame = evaluate(theta, beta, heldout, exclude, (40,))
-        return frame[["NDCG", "R@40"]].mean().to_dict()
-
-    return validate
+    wanted = ["NDCG", "R@40"]
+    return lambda *factors: evaluate(*factors, heldout, exclude, (40,))[wanted].mean().to_dict()
 
 
 def same_for_all(item_scores, n_users: int):
@@ -111,14 +87,10 @@ def same_for_all(item_scores, n_users: int):
 
 
 def bootstrap(per_user: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
-    """Return mean and 95% percentile interval of each column over resampled users.
+    """Return ``mean`` and 95% percentile interval, ``low`` to ``high``, of each column over users.
 
     Give the difference of two systems' frames for a paired interval. Rows of the same index, one
     user in several seeds, are drawn together: they are not independent.
-
-    Returns
-    -------
-    DataFrame, indexed by column: ``mean``, ``low``, ``high``.
     """
     rng = np.random.default_rng(seed)
     sums = per_user.groupby(level=0).sum().to_numpy()

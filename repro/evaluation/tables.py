@@ -68,29 +68,20 @@ HEADLINE = [*HEADLINE.split("; "), "CF + shallow", "CF + deep", "CF + deep, expo
 
 
 def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: int) -> pd.DataFrame:
-    """Return every metric of every system with its 95% interval over users.
+    """Return every metric of every system with its 95% interval over users, and the paper's mean.
 
-    Parameters
-    ----------
-    systems : dict of str to DataFrame
-        Per-user metrics, as :func:`repro.evaluation.metrics.evaluate` returns them; None where a
-        system has no score.
-    printed : DataFrame, optional
-        The paper's means by system.
-
-    Returns
-    -------
-    DataFrame: ``system``, ``metric``, ``mean``, ``low``, ``high``, ``users``, ``paper``.
+    ``systems`` has per-user metrics by name, as :func:`repro.evaluation.metrics.evaluate` returns
+    them, or None where a system has no score. The columns are ``system``, ``metric``, ``mean``,
+    ``low``, ``high``, ``users`` and, with the paper's ``printed`` means by system, ``paper``.
     """
-    columns = next(list(frame) for frame in systems.values() if frame is not None)
-    nothing = pd.DataFrame(np.nan, columns, ["mean", "low", "high"]).assign(users=0)
-    parts = {
-        system: nothing
-        if frame is None
-        else bootstrap(frame, resamples, seed).assign(users=len(frame))
+    found = {
+        system: bootstrap(frame, resamples, seed).assign(users=len(frame))
         for system, frame in systems.items()
+        if frame is not None
     }
-    return with_paper(pd.concat(parts, names=["system", "metric"]), printed)
+    metrics = next(iter(found.values())).index
+    rows = pd.MultiIndex.from_product([systems, metrics], names=["system", "metric"])
+    return with_paper(pd.concat(found).reindex(rows), printed)
 
 
 def with_paper(ours: pd.DataFrame, printed: pd.DataFrame | None) -> pd.DataFrame:
@@ -102,8 +93,8 @@ def with_paper(ours: pd.DataFrame, printed: pd.DataFrame | None) -> pd.DataFrame
         paper = printed.rename_axis("system").rename_axis("metric", axis=1).stack().rename("paper")
         order = ours.index.append(paper.index.difference(ours.index, sort=False))
         ours = ours.join(paper, how="outer").reindex(order)
-        if "users" in ours:
-            ours["users"] = ours["users"].fillna(0).astype(int)
+    if "users" in ours:
+        ours["users"] = ours["users"].fillna(0).astype(int)
     return ours.reset_index()
 
 
@@ -117,13 +108,21 @@ def winners(trials: pd.DataFrame, by: list[str], metric: str = "NDCG") -> pd.Dat
 def gains(systems: dict, than: str, metric: str, resamples: int, seed: int) -> pd.DataFrame:
     """Return each other system's mean paired difference to ``than``, with its 95% interval.
 
-    Returns
-    -------
-    DataFrame, indexed by system: ``mean``, ``low``, ``high``.
+    It is indexed by system, with the columns ``mean``, ``low`` and ``high``.
     """
-    own = {s: frame[metric] for s, frame in systems.items() if frame is not None}
-    apart = pd.DataFrame(own).sub(own[than], axis=0).drop(columns=than)
-    return bootstrap(apart, resamples, seed).rename_axis("system")
+    return _paired([systems], than, metric, resamples, seed)[["mean", "low", "high"]]
+
+
+def _paired(seeds: list[dict], than: str, metric: str, resamples: int, seed: int) -> pd.DataFrame:
+    """Return the gains over the rows of all seeds, and how the means of the seeds spread."""
+    own = [pd.DataFrame({s: x[metric] for s, x in one.items() if x is not None}) for one in seeds]
+    apart = [one.sub(one[than], axis=0).drop(columns=than) for one in own]
+    spread = pd.DataFrame([one.mean() for one in apart]).agg([*_SPREAD.values()]).T
+    spread = spread.set_axis([*_SPREAD], axis=1).drop(columns="mean")
+    return spread.join(bootstrap(pd.concat(apart), resamples, seed)).rename_axis("system")
+
+
+_SPREAD = {"mean": "mean", "deviation": "std", "seeds_min": "min", "seeds_max": "max"}
 
 
 def verdicts(
@@ -158,27 +157,24 @@ def verdicts(
             continue
         printed = PRINTED[claim.where][claim.metric]
         words = f"{where}: {claim.system} {'equals' if claim.equal else 'beats'} {claim.than}"
-        row = dict.fromkeys(("mean", "low", "high"), np.nan)
-        row |= {"verdict": "not comparable", "seeds_min": np.nan, "seeds_max": np.nan}
-        found = [(one[where].get(claim.system), one[where].get(claim.than)) for one in seeds]
-        if not any(frame is None for frame in found[0]):
-            each = [ours[[claim.metric]] - than[[claim.metric]] for ours, than in found]
-            means = [float(e.mean().iloc[0]) for e in each]
-            row |= bootstrap(pd.concat(each), resamples, seed).iloc[0]
-            row["verdict"] = _verdict(
-                claim, row["low"], row["high"], means, same_data, equal_within
-            )
-            row |= {"seeds_min": min(means), "seeds_max": max(means)}
-        paper = printed[claim.system] - printed[claim.than]
-        rows.append({"claim": words, "metric": claim.metric, "paper": paper} | row)
+        row = {"claim": words, "metric": claim.metric}
+        row["paper"] = printed[claim.system] - printed[claim.than]
+        row |= dict.fromkeys(("mean", "low", "high"), np.nan) | {"verdict": "not comparable"}
+        row |= dict.fromkeys(("seeds_min", "seeds_max"), np.nan)
+        pairs = [{s: one[where].get(s) for s in (claim.system, claim.than)} for one in seeds]
+        if not any(frame is None for frame in pairs[0].values()):
+            gain = _paired(pairs, claim.than, claim.metric, resamples, seed).iloc[0]
+            row |= gain.drop("deviation")
+            row["verdict"] = _verdict(claim, gain, same_data, equal_within)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _verdict(claim: Claim, low, high, means, same_data: bool, equal_within: float) -> str:
-    seen = np.array([low, high, *means])
+def _verdict(claim: Claim, gain: pd.Series, same_data: bool, equal_within: float) -> str:
+    seen = gain[["low", "high", "seeds_min", "seeds_max"]]
     if claim.equal:
         holds = (abs(seen) < equal_within).all()
-        fails = low > equal_within or high < -equal_within
+        fails = gain["low"] > equal_within or gain["high"] < -equal_within
     else:
         holds, fails = (seen > 0).all(), (seen < 0).all()
     if holds:
@@ -192,51 +188,31 @@ def over_seeds(
 ) -> pd.DataFrame:
     """Return mean, standard deviation and range over seeds of every metric of every system.
 
-    Parameters
-    ----------
-    seeds : list of dict
-        Per-user metrics by system, one dict per seed.
-    than : str, optional
-        A system; adds the metric ``NDCG minus <than>``, paired, with its 95% interval over the
-        users of all seeds.
-    printed : DataFrame, optional
-        The paper's means by system.
-
-    Returns
-    -------
-    DataFrame: ``system``, ``metric``, ``mean``, ``deviation``, ``seeds_min``, ``seeds_max``; with
-    ``than``, ``low`` and ``high`` of the difference; with ``printed``, ``paper``.
+    ``seeds`` has the per-user metrics by system of each seed. A system ``than`` adds the metric
+    ``NDCG minus <than>``, paired, with its 95% interval over the users of all seeds. The columns
+    are ``system``, ``metric``, ``mean``, ``deviation``, ``seeds_min`` and ``seeds_max``; with
+    ``than``, ``low`` and ``high`` of the difference; with ``printed``, the paper's ``paper``.
     """
-    spread = {"mean": "mean", "deviation": "std", "seeds_min": "min", "seeds_max": "max"}
-    each = each_seed(seeds, range(len(seeds))).groupby(["system", "metric"], sort=False)["mean"]
-    frame = each.agg(**spread)
+    each = each_seed(seeds, range(len(seeds)))
+    frame = each.groupby(["system", "metric"], sort=False)["mean"].agg(**_SPREAD)
     if than is not None:
-        ndcg = [pd.DataFrame({s: frame["NDCG"] for s, frame in one.items()}) for one in seeds]
-        apart = [one.sub(one[than], axis=0).drop(columns=than) for one in ndcg]
-        paired = pd.DataFrame([one.mean() for one in apart]).agg([*spread.values()]).T
-        paired.columns = [*spread]
-        paired = paired.drop(columns="mean").join(bootstrap(pd.concat(apart), resamples, seed))
-        paired.index = pd.MultiIndex.from_product([paired.index, [f"NDCG minus {than}"]])
-        frame = pd.concat([frame, paired]).rename_axis(["system", "metric"])
+        gain = _paired(seeds, than, "NDCG", resamples, seed).assign(metric=f"NDCG minus {than}")
+        frame = pd.concat([frame, gain.set_index("metric", append=True)])
     return with_paper(frame, printed)
 
 
 def each_seed(seeds: list[dict], numbers) -> pd.DataFrame:
     """Return every mean that :func:`over_seeds` averages: one row per system, seed and metric."""
-    rows = [
-        {"system": system, "seed": number, "metric": column, "mean": mean}
-        for one, number in zip(seeds, numbers, strict=True)
-        for system, frame in one.items()
-        for column, mean in frame.mean().items()
-    ]
-    return pd.DataFrame(rows)
+    numbered = zip(numbers, seeds, strict=True)
+    means = {(system, n): x.mean() for n, one in numbered for system, x in one.items()}
+    return pd.concat(means, names=["system", "seed", "metric"]).rename("mean").reset_index()
 
 
 def add_chance(frame: pd.DataFrame, metric: str, chance: float) -> pd.DataFrame:
     """Return a :func:`ranking`, or one :func:`over_seeds`, with the metric ``times chance``.
 
-    ``chance`` is what ``metric`` is for random lists here; the paper's Recall@40 is divided by
-    :data:`CHANCE`. It compares data sets.
+    It compares data sets: ``metric`` over what it is for random lists, ``chance`` here and, of the
+    paper's Recall@40, :data:`CHANCE`.
     """
     times = frame[frame["metric"] == metric].assign(metric="times chance")
     numbers = ["mean", "low", "high", "deviation", "seeds_min", "seeds_max"]
@@ -288,65 +264,52 @@ def typeset(frame: pd.DataFrame, settings=(), signed=()) -> pd.DataFrame:
         shown.index = [f"{value:g}" for value in frame.index]
     for name in frame:
         style = "{:g}" if name in settings else "{:+.4f}" if name in signed else None
-        shown[name] = [_text(value, style) for value in frame[name]]
+        shown[name] = [_text(style, value) for value in frame[name]]
     if {"low", "high"} <= {*frame}:
-        shown["mean"] = [_interval(*row) for row in frame[["mean", "low", "high"]].to_numpy()]
+        shown["mean"] = [_text(_INTERVAL, *x) for x in frame[["mean", "low", "high"]].to_numpy()]
     if "seeds_min" in frame:
-        shown["seeds"] = [_range(*row) for row in frame[["seeds_min", "seeds_max"]].to_numpy()]
+        shown["seeds"] = [_text(_RANGE, *x) for x in frame[["seeds_min", "seeds_max"]].to_numpy()]
     shown = shown.drop(columns=["low", "high", "seeds_min", "seeds_max"], errors="ignore")
     if "paper" in frame:
         shown = shown.rename(columns={"mean": "ours"})
     printed = [name for name in frame if str(name).startswith("paper ")]
-    paper = shown[printed].rename(columns=lambda name: name.removeprefix("paper "))
-    shown = shown.drop(columns=printed)
-    paper = paper.rename(index="paper: {}".format)
-    return (pd.concat([shown, paper]) if printed else shown).rename_axis(frame.index.names)
+    if printed:  # rows of their own, below
+        paper = shown[printed].rename(columns=lambda name: name.removeprefix("paper "))
+        below = paper.rename(index="paper: {}".format)
+        shown = pd.concat([shown.drop(columns=printed), below])
+    return shown.rename_axis(frame.index.names)
 
 
 def _by_metric(frame: pd.DataFrame) -> pd.DataFrame:
-    best = frame.groupby("metric")["mean"].transform("max")
-    over_seeds = "deviation" in frame
-    bounds = frame.reindex(columns=["low", "high"])
-    paired = bounds["low"].notna() & over_seeds  # only differences have an interval over users
-    half = frame["deviation"] if over_seeds else (bounds["high"] - bounds["low"]) / 2
-    style = frame["metric"].map(lambda name: "{:.1f}" if name == "times chance" else "{:.3f}")
-    cells = []
-    for i, mean in frame["mean"].items():
-        text = _text(mean, style[i])
-        text += "" if pd.isna(half[i]) else f"\u00a0±{style[i].format(half[i])}"
-        text = f"**{text}**" if mean == best[i] else text
-        cells.append(_interval(mean, *bounds.loc[i]) if paired[i] else text)
-    shown = _wide(frame.assign(cell=cells))
-    if over_seeds and paired.any():
-        seeds = frame[paired].set_index("system")[["seeds_min", "seeds_max"]]
-        shown["seeds"] = seeds.apply(lambda row: _range(*row), axis=1)
+    best, over_seeds = frame.groupby("metric")["mean"].max(), "deviation" in frame
+    ours, printed = {system: {} for system in frame["system"]}, {}
+    for row in frame.to_dict("records"):
+        cells, metric, mean = ours[row["system"]], row["metric"], row["mean"]
+        style = "{:.1f}" if metric == "times chance" else "{:.3f}"
+        low, high = row.get("low", np.nan), row.get("high", np.nan)
+        half = row["deviation"] if over_seeds else (high - low) / 2
+        text = _text(style if np.isnan(half) else f"{style}\u00a0±{style}", mean, half)
+        cells[metric] = f"**{text}**" if mean == best[metric] else text
+        if over_seeds and not np.isnan(low):  # only differences have an interval over users
+            cells[metric] = _text(_INTERVAL, mean, low, high)
+            cells["seeds"] = _text(_RANGE, row["seeds_min"], row["seeds_max"])
+        if not np.isnan(paper := row.get("paper", np.nan)):
+            printed.setdefault(f"paper: {row['system']}", {})[metric] = style.format(paper)
+    rows, columns = ours | printed, [*frame["metric"].unique(), "seeds"]
+    shown = pd.DataFrame([*rows.values()], [*rows], columns).dropna(axis=1, how="all")
     if "users" in frame:
         shown["users"] = frame.groupby("system")["users"].max().map("{:,}".format)
-    if "paper" in frame:
-        printed = frame.assign(cell=[_text(x, style[i]) for i, x in frame["paper"].items()])
-        printed = _wide(printed[printed["paper"].notna()]).add_prefix("paper: ", axis=0)
-        shown = pd.concat([shown, printed])
     return shown.fillna("–").rename_axis("system")
 
 
-def _wide(frame: pd.DataFrame) -> pd.DataFrame:
-    table = frame.pivot(index="system", columns="metric", values="cell")
-    table = table.reindex(frame["system"].unique(), columns=frame["metric"].unique())
-    return table.rename_axis(None, axis=1)
+_INTERVAL, _RANGE = "{:+.4f} [{:+.4f}, {:+.4f}]", "{:+.4f} to {:+.4f}"
 
 
-def _interval(mean: float, low: float, high: float) -> str:
-    return "–" if np.isnan(mean) else f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
-def _range(least: float, most: float) -> str:
-    return "–" if np.isnan(least) else f"{least:+.4f} to {most:+.4f}"
-
-
-def _text(value, style: str | None = None) -> str:
+def _text(style: str | None, value, *others) -> str:
+    """Return a number, and others that go with it, in a style, or else in that of its kind."""
     if pd.isna(value) or value == "":
         return "–"
     if isinstance(value, bool | np.bool_ | str):
         return str(value)
     whole = isinstance(value, int | np.integer)
-    return (style or ("{:,}" if whole else "{:.3f}")).format(value)
+    return (style or ("{:,}" if whole else "{:.3f}")).format(value, *others)
