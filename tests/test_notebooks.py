@@ -39,7 +39,7 @@ def test_all_are_there():
         "07_seeds",
         "08_studies",
         "09_exposure",
-        "10_your_own_taste",
+        "11_your_own_taste",
     ]
 
 
