@@ -1,9 +1,8 @@
 """What a notebook reads and writes: one folder per notebook.
 
 ``results/<profile>/<notebook>/`` holds ``artifacts/`` (not committed) for later notebooks, and
-``figures/`` and ``tables/`` for readers. The runner has it written under the name
-``<notebook>.partial`` and renames it at the end, so that it appears whole or not at all. A notebook
-run by hand writes to ``results/scratch/<profile>/<notebook>/``: what is published stays as it is.
+``figures/`` and ``tables/`` for readers. It is written as ``<notebook>.partial`` and renamed at the
+end, so that it appears whole or not at all. A notebook run by hand writes to ``results/scratch/``.
 """
 
 from __future__ import annotations
@@ -32,22 +31,20 @@ from scipy import sparse
 from tabulate import tabulate
 
 from repro.config import ROOT, Profile, data_root, named, results_root
-from repro.data.files import write_atomically
+from repro.data.files import write_atomically, write_json
 
-PACKAGES = ("numpy", "scipy", "pandas", "polars", "h5py", "torch", "numba", "scikit-learn")
-PACKAGES += ("faiss-cpu", "nltk")
-RECORD = "artifacts/record.json"  # the last file that a finished notebook gets
-JOURNAL = "artifacts/journal.jsonl"  # what it is made from
+PACKAGES = "numpy scipy pandas polars h5py torch numba scikit-learn faiss-cpu nltk".split()
+RECORD = "artifacts/record.json"  # what a notebook was run on and has shown
 KEPT = "kept"  # a folder that only an unfinished notebook has, for its next try
 NOTEBOOKS = ROOT / "notebooks"
 _NUMBER = re.compile(r"[*+−-]*\d|–$")  # what a cell with a number in it begins with
 _BOLD = re.compile(r"\*\*([-+−±.,\d\s\[\]~]+)\*\*")  # a cell in Markdown's bold
+_CSR = "data", "indices", "indptr", "shape"
 
 
 def git_commit() -> str:
     """Return the commit, marked ``+changes`` when code differs from it, or ``unknown``."""
-    git = ["git", "-C", str(ROOT)]
-    code = "repro", "notebooks", "requirements.lock"
+    git, code = ["git", "-C", str(ROOT)], ["repro", "notebooks", "requirements.lock"]
     with suppress(OSError, subprocess.CalledProcessError):
         head = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], text=True)
         changed = subprocess.check_output([*git, "status", "--porcelain", "--", *code])
@@ -66,17 +63,7 @@ def versions() -> dict[str, str]:
 
 def is_full(notebook: Path) -> bool:
     """Return whether a notebook is for ``--full`` alone, because it is slow or reads companions."""
-    metadata = json.loads(notebook.read_text("utf-8"))["metadata"]
-    return metadata.get("repro", {}).get("full", False)
-
-
-def read_journal(path: Path) -> dict:
-    """Return what a notebook's run has noted: what it was, its facts, checks, figures, tables."""
-    entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    facts, checks, shown = ([e[k] for e in entries if k in e] for k in ("fact", "check", "shown"))
-    facts = {name: value for fact in facts for name, value in fact.items()}
-    about = entries[0]["run"] | {"peak_mib": entries[-1]["peak_mib"]}
-    return about | {"facts": facts, "checks": checks, "shown": shown}
+    return "full" in json.loads(notebook.read_text("utf-8"))["metadata"].get("repro", {})
 
 
 class Checkpoint:
@@ -107,13 +94,11 @@ class Checkpoint:
 class Points:
     """The finished settings of a search or a study, one row each, in the order of their computing.
 
-    A file, where there is one, gets a line of JSON per row as it is added: an interrupted notebook
-    goes on with the rows that are not there yet.
+    A file, if one is given, gets a line of JSON per row: an interrupted notebook goes on with it.
     """
 
     def __init__(self, path: Path | None = None):
-        self._path = path
-        self._rows: dict[str, dict] = {}
+        self._path, self._rows = path, {}
         lines = path.read_text("utf-8").splitlines() if path and path.exists() else []
         for line in lines:
             with suppress(ValueError):  # an interruption may have cut a line
@@ -140,7 +125,7 @@ class Points:
     def frame(self, settings: Iterable[dict] | None = None) -> pd.DataFrame:
         """Return settings and results as columns, one row for each of the ``settings`` (or all)."""
         keys = self._rows if settings is None else map(self._key, settings)
-        rows = [self._rows[key] for key in keys]
+        rows = map(self._rows.get, keys)
         return pd.DataFrame([row["settings"] | row["result"] for row in rows])
 
 
@@ -150,16 +135,15 @@ class Store:
     def __init__(self, profile: Profile, *roots: Path):
         self.profile, self._roots = profile, roots or (results_root(),)
 
-    def _folders(self) -> Iterator[Path]:
-        for root in self._roots:
-            found = sorted((root / self.profile.name).glob("[0-9]*"))
-            yield from (folder for folder in found if folder.suffix != ".partial")
+    def _folders(self) -> list[Path]:
+        found = (sorted((root / self.profile.name).glob("[0-9]*")) for root in self._roots)
+        return [folder for folders in found for folder in folders if folder.suffix != ".partial"]
 
     def _find(self, name: str) -> Path:
-        found = [path for folder in self._folders() if (path := folder / name).exists()]
-        if not found:
-            raise FileNotFoundError(f"{name} is missing: run the earlier notebooks first")
-        return found[0]
+        for folder in self._folders():
+            if (path := folder / name).exists():
+                return path
+        raise FileNotFoundError(f"{name} is missing: run the earlier notebooks first")
 
     def load(self, name: str) -> SimpleNamespace:
         """Return what :meth:`Run.save` wrote, each value as an attribute."""
@@ -191,7 +175,6 @@ class Run(Store):
     """
 
     def __init__(self, notebook: str, profile=None, device: str | None = None):
-        _refuse_another_checkout(notebook)
         if not isinstance(profile, Profile):
             profile = named(profile or os.environ.get("REPRO_PROFILE") or "demo")
         base, _, self._suffix = profile.name.partition("+")
@@ -212,12 +195,13 @@ class Run(Store):
         self.label = "synthetic data" if synthetic else profile.label
         for room in ("artifacts", "figures", "tables"):
             (self.folder / room).mkdir(parents=True, exist_ok=True)
-        (self.folder / JOURNAL).unlink(missing_ok=True)
-        about = {"profile": profile.name, "label": self.label, "seed": profile.seed}
-        about |= {"device": self.device, "threads": threads}
         # Only then can a claim of the paper be called reproduced.
         self.on_the_papers_data = profile.source == "msd" and self.label == profile.label
-        self._note("run", about | {"commit": git_commit(), "versions": versions()})
+        about = {"profile": profile.name, "label": self.label, "seed": profile.seed}
+        about |= {"device": self.device, "threads": threads, "commit": git_commit()}
+        about |= {"versions": versions(), "facts": {}, "checks": [], "shown": []}
+        self._record = about
+        self._note()
 
     @property
     def provenance(self) -> str:
@@ -241,9 +225,8 @@ class Run(Store):
             )
         )
 
-    def _folders(self) -> Iterator[Path]:
-        yield self.folder
-        yield from super()._folders()
+    def _folders(self) -> list[Path]:
+        return [self.folder, *super()._folders()]
 
     def save(self, name: str, /, **values) -> None:
         """Save arrays, sparse matrices and scalars as ``artifacts/<name>.npz``, without pickle."""
@@ -266,11 +249,9 @@ class Run(Store):
         path = self.folder / KEPT / f"{quote(name, safe='')}.jsonl"
         return Points(None if self.by_hand else path)
 
-    def checkpoint(self, name: str, every: float | None = None) -> Checkpoint:
-        """Return a checkpoint for this run and device, kept ``every`` so many seconds (60)."""
-        if every is None:
-            every = float(os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60)
-        # A state of the GPU's random numbers means nothing to a CPU.
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Return a checkpoint for this run and device: a GPU's random state is nothing to a CPU."""
+        every = float(os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60)
         path = self.folder / KEPT / f"{quote(f'{name} {self.device}', safe='')}.pt"
         return Checkpoint(None if self.by_hand else path, every)
 
@@ -285,7 +266,7 @@ class Run(Store):
         # The date of creation is the only part that would differ between two runs.
         fig.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None})
         plt.close(fig)  # else the notebook shows it a second time at the end of the cell
-        self._note("shown", {"kind": "figure", "name": name, "caption": caption})
+        self._note(shown={"kind": "figure", "name": name, "caption": caption})
         display(Image(png, width=shown_width(png), alt=caption), Markdown(f"*{caption}*"))
 
     def table(self, frame: pd.DataFrame, name: str, caption: str, note="", shown=None) -> None:
@@ -303,7 +284,7 @@ class Run(Store):
             The same for the page, as :func:`repro.evaluation.tables.typeset` makes it; None shows
             ``frame`` itself, and False a link to the CSV, no more.
         """
-        self._note("shown", {"kind": "table", "name": name, "caption": caption})
+        self._note(shown={"kind": "table", "name": name, "caption": caption})
         path = self.folder / "tables" / f"{name}.csv"
         counted = isinstance(frame.index, pd.RangeIndex)
         frame.to_csv(path, index=not counted, lineterminator="\n")
@@ -320,20 +301,22 @@ class Run(Store):
 
     def fact(self, **values) -> None:
         """Enter small named values (numbers, strings) in the manifest."""
-        self._note("fact", values)
+        self._record["facts"] |= values
+        self._note()
 
     def check(self, claim: str, holds) -> None:
         """Print that a claim holds, or raise an AssertionError that states it."""
         if not holds:
             raise AssertionError(claim)
-        self._note("check", claim)
+        self._note(checks=claim)
         print(f"ok  {claim}")
 
-    def _note(self, kind: str, value) -> None:
+    def _note(self, **entries) -> None:
+        for kind, entry in entries.items():
+            self._record[kind].append(entry)
         unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
-        peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
-        with (self.folder / JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({kind: value, "peak_mib": peak}, default=_plain) + "\n")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        write_json(self.folder / RECORD, self._record | {"peak_mib": round(peak, 1)})
 
 
 def shown_width(png: Path) -> int:
@@ -343,14 +326,6 @@ def shown_width(png: Path) -> int:
 
 def _plain(value):
     return value.item()  # of NumPy's scalars
-
-
-def _refuse_another_checkout(notebook: str) -> None:
-    """Refuse a notebook that lies in one copy of this project and has imported another's code."""
-    here = Path.cwd()
-    in_a_copy = (here / f"{notebook}.ipynb").exists() and (here.parent / "repro").is_dir()
-    if in_a_copy and not here.parent.samefile(ROOT):
-        raise ImportError(f"this notebook belongs to {here.parent}, its `repro` to {ROOT}")
 
 
 def _pick_device(wanted: str | None) -> tuple[str, int]:
@@ -366,11 +341,10 @@ def _pick_device(wanted: str | None) -> tuple[str, int]:
 
 
 def _pack(name: str, value) -> dict[str, np.ndarray]:
-    """Return ``value`` as plain arrays; a sparse matrix becomes five of them."""
+    """Return ``value`` as plain arrays; a sparse matrix becomes four of them."""
     if sparse.issparse(value):
-        value = value if value.format in ("csr", "csc") else value.tocsr()
-        parts = {part: getattr(value, part) for part in ("data", "indices", "indptr", "shape")}
-        return {f"{name}.{part}": x for part, x in parts.items()} | {f"{name}.kind": value.format}
+        value = value.tocsr()
+        return {f"{name}.{part}": getattr(value, part) for part in _CSR}
     array = np.asarray(value)
     if array.dtype.hasobject:
         raise TypeError(f"{name!r} holds Python objects: save numbers or fixed-width strings")
@@ -378,15 +352,10 @@ def _pack(name: str, value) -> dict[str, np.ndarray]:
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> dict:
-    values = {}
-    for key, array in arrays.items():
-        name, _, part = key.partition(".")
-        if not part:
-            values[name] = array.item() if array.ndim == 0 else array
-        elif part == "kind":
-            parts = tuple(arrays[f"{name}.{p}"] for p in ("data", "indices", "indptr"))
-            matrix = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix}[array.item()]
-            values[name] = matrix(parts, shape=tuple(arrays[f"{name}.shape"]))
+    values = {n: x if x.ndim else x.item() for n, x in arrays.items() if "." not in n}
+    for name in [key.removesuffix(".data") for key in arrays if key.endswith(".data")]:
+        *parts, shape = (arrays[f"{name}.{part}"] for part in _CSR)
+        values[name] = sparse.csr_matrix(tuple(parts), shape=tuple(shape))
     return values
 
 

@@ -16,9 +16,9 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -31,12 +31,7 @@ from repro.pipeline import run
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 # Errors whose message is written for users: a traceback would only hide it.
 USER_ERRORS = {"BadInput", "MissingData", "FileNotFoundError", "ValueError", "OSError"}
-USER_ERRORS |= {"PermissionError", "IsADirectoryError", "NotADirectoryError", "ImportError"}
 PAUSE = 60  # seconds between two lines of progress in a log
-
-
-class Refused(Exception):
-    """What was asked for cannot be started; the message says why."""
 
 
 def _sha(*parts: str) -> str:
@@ -141,20 +136,6 @@ class Pipeline:
                 return f"output {name} is missing or changed"
         return None
 
-    def plan(
-        self, chosen: list[str], force: bool = False, again: bool = False
-    ) -> dict[str, str | None]:
-        """Return for each chosen notebook why it will run, None for what is up to date.
-
-        ``again`` says that something before the first of them runs again.
-        """
-        plan = {}
-        for notebook in chosen:
-            reason = "forced" if force else self.stale(notebook)
-            plan[notebook] = reason or ("an earlier notebook runs again" if again else None)
-            again = again or reason is not None
-        return plan
-
     def execute(self, notebook: str, afresh: bool = False) -> dict:
         """Execute one notebook in a folder of its own, and return its record.
 
@@ -169,9 +150,9 @@ class Pipeline:
         parameters = {"profile": self.profile.name, "device": self.device}
         name = f"{notebook}.ipynb"
         _publish(_execute(self.notebooks / name, partial / name, parameters), partial)
-        record = run.read_journal(partial / run.JOURNAL)
-        record |= {"seconds": round(time.monotonic() - started, 1), "key": key}
-        record["outputs"] = _digests(partial)
+        seconds = round(time.monotonic() - started, 1)
+        record = {"seconds": seconds, "key": key, "outputs": _digests(partial)}
+        record = _read(partial / run.RECORD) | record
         files.write_json(partial / run.RECORD, record)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -201,48 +182,32 @@ class Pipeline:
 def _digests(folder: Path) -> dict[str, str]:
     """Return the digest of everything that a notebook made, by its name in the folder."""
     paths = [p for room in ("artifacts", "figures", "tables") for p in (folder / room).glob("*")]
-    paths = [p for p in paths if p not in (folder / run.RECORD, folder / run.JOURNAL)]
     paths += [*folder.glob("*.ipynb"), *folder.glob("*.html")]
-    return {p.relative_to(folder).as_posix(): files.sha256(p) for p in sorted(paths)}
-
-
-class DeadKernel(Exception):
-    """A notebook's process has ended by itself; the message says how."""
+    found = {p.relative_to(folder).as_posix(): p for p in sorted(paths)}
+    return {name: files.sha256(p) for name, p in found.items() if name != run.RECORD}
 
 
 def _execute(source: Path, page: Path, parameters: dict[str, str]):
     """Execute a notebook with the interpreter at work, whatever kernels Jupyter knows of."""
     import papermill
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    log = page.parent / run.KEPT / "kernel.log"
-    processes = []
-
     class Kernel(AsyncKernelManager):
-        kernel_spec = KernelSpec(argv=argv, language="python", display_name="Python 3")
+        kernel_spec = KernelSpec(**get_kernel_dict())
 
-        async def _async_launch_kernel(self, kernel_cmd, **options):
-            with log.open("ab") as stderr:  # what it says at its start is no news for a screen
-                await super()._async_launch_kernel(kernel_cmd, stderr=stderr, **options)
-            processes.append(self.provisioner.process)
-
-        _launch_kernel = _async_launch_kernel
-
-    os.environ["REPRO_KEY"] = "1"  # the kernel inherits it
     kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": Kernel}
     shown = sys.stderr.isatty() and {"desc": source.stem, "leave": False}
     how = {"progress_bar": shown, "stdout_file": _Bars(), "coalesce_streams": True}
     how |= {"cwd": str(source.parent), "start_timeout": 120}
+    os.environ["REPRO_KEY"] = "1"  # the kernel inherits it
     try:
         return papermill.execute_notebook(source, page, parameters, **kernel, **how)
     except DeadKernelError as error:
-        code = processes[-1].wait()
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit status {code}"
-        memory = ", as a rule for want of memory" if code == -signal.SIGKILL else ""
-        raise DeadKernel(f"its process was ended {how}{memory}; see {log}") from error
+        why = "its process was ended, as a rule for want of memory"
+        raise ChildProcessError(why) from error
     finally:
         del os.environ["REPRO_KEY"]
 
@@ -286,14 +251,18 @@ class _Bars(io.StringIO):
         return len(text)
 
 
-def choose(names: list[str], only: str | None, first: str | None) -> list[str]:
-    """Return the notebooks that ``--only`` or ``--from`` select, by number or by name."""
-    if not (wanted := only or first):
-        return names
-    found = [i for i, name in enumerate(names) if name.startswith(wanted.zfill(2))]
-    if len(found) != 1:
-        raise Refused(f"no notebook {wanted!r}: there are {', '.join(names)}")
-    return names[found[0] :][: 1 if only else None]
+def choose(pipeline: Pipeline, only: str | None, first: str | None, full: bool) -> list[str]:
+    """Return the notebooks that the options select, ``only`` and ``first`` by number or name."""
+    names = pipeline.all
+    if wanted := only or first:
+        found = [i for i, name in enumerate(names) if name.startswith(wanted.zfill(2))]
+        if len(found) != 1:
+            raise ValueError(f"no notebook {wanted!r}: there are {', '.join(names)}")
+        names = names[found[0] :][: 1 if only else None]
+    chosen = [name for name in names if only or full or name in pipeline.ordinary]
+    if not chosen:
+        raise ValueError(f"{', '.join(names)} are for --full, or --only with a number")
+    return chosen
 
 
 def main(
@@ -314,59 +283,55 @@ def main(
     ``list_only`` prints the plan and stops. The status is 0 when all is done, 1 when a notebook
     failed, 2 when the run was refused before any work, 130 when it was interrupted.
     """
-    try:
-        settings, base = named(profile), profile.partition("+")[0]
-        world = settings.source == "world"  # its first notebook makes the data
-        missing = [] if world else files.missing(settings, data_root())
-        data = "" if world or missing else files.data_digest(settings, data_root())
-        pipeline = Pipeline(settings, device, notebooks, results_root(), data)
-        chosen = choose(pipeline.all, only, first)
-        if not (only or full):
-            chosen = [name for name in chosen if name in pipeline.ordinary]
-        if not chosen:
-            raise Refused(f"{', '.join(pipeline.full)} are for --full, or --only with a number")
-    except (Refused, ValueError, OSError) as error:
-        print(f"Cannot start: {error}")
-        return REFUSED
-
-    work = _plan_all(pipeline, chosen, full, force)
-    if missing:
-        print("", *map(files.described, missing), sep="\n")
-        get = f"./run_all.sh fetch {base} --data {shlex.quote(str(data_root()))}"
-        print(f"\nWhat can be downloaded:  {get}")
-    if list_only or missing:
-        return DONE if list_only else REFUSED
-    folder = pipeline.root / base  # companions share its lock
-    busy = f"another run is at work in {folder}: wait until it has ended, or stop it"
-    try:
-        for earlier in takewhile(chosen[0].__ne__, pipeline.ordinary):
-            if pipeline.record(earlier) is None:
-                raise Refused(f"{earlier} has to run before {chosen[0]}")
-            if reason := pipeline.stale(earlier):
-                print(f"Note: {earlier} is not up to date ({reason}); what it made before is used")
-        folder.mkdir(parents=True, exist_ok=True)
-        with files.exclusive_lock(folder / "lock", busy):
-            return _run_all(work, force)
-    except (Refused, OSError) as error:
-        print(f"Cannot start: {error}")
-        return REFUSED
+    with ExitStack() as held:
+        try:
+            settings, base = named(profile), profile.partition("+")[0]
+            world = settings.source == "world"  # its first notebook makes the data
+            missing = [] if world else files.missing(settings, data_root())
+            data = "" if world or missing else files.data_digest(settings, data_root())
+            pipeline = Pipeline(settings, device, notebooks, results_root(), data)
+            chosen = choose(pipeline, only, first, full)
+            work = plan(pipeline, chosen, full, force)
+            if missing:
+                print("", *map(files.described, missing), sep="\n")
+                get = f"./run_all.sh fetch {base} --data {shlex.quote(str(data_root()))}"
+                print(f"\nWhat can be downloaded:  {get}")
+            if list_only or missing:
+                return DONE if list_only else REFUSED
+            for earlier in takewhile(chosen[0].__ne__, pipeline.ordinary):
+                if pipeline.record(earlier) is None:
+                    raise ValueError(f"{earlier} has to run before {chosen[0]}")
+                if reason := pipeline.stale(earlier):
+                    print(f"Note: {earlier} is not up to date ({reason}); it is used as it is")
+            lock = pipeline.root / base / "lock"  # companions share it
+            busy = f"another run is at work in {lock.parent}: wait until it has ended, or stop it"
+            held.enter_context(files.exclusive_lock(lock, busy))
+        except (ValueError, OSError) as error:
+            print(f"Cannot start: {error}")
+            return REFUSED
+        return _run_all(work, force)
 
 
-def _plan_all(pipeline: Pipeline, chosen: list[str], full: bool, force: bool) -> list:
-    """Return, and print, what is to run: pairs of a pipeline and its plan, in their order."""
+def plan(pipeline: Pipeline, chosen: list[str], full: bool, force: bool) -> list:
+    """Return, and print, what is to run, and why: pairs of a pipeline and its reasons by notebook.
+
+    A reason is None for what is up to date. The parts stand in the order in which they are to run.
+    """
     parts = [(pipeline, chosen)]
     if full:
         parts = [(part, part.ordinary) for part in (pipeline, *pipeline.companions)]
         parts += [(pipeline, pipeline.full)]
-    work, again = [], False
+    work, ran = [], False
     for part, names in parts:
-        plan = part.plan(names, force, again and part is pipeline)
-        work, again = [*work, (part, plan)], again or any(plan.values())
         print(f"Profile {part.profile.name} ({part.profile.label}), device {part.device}")
-        for name, reason in plan.items():
-            record = part.record(name)
+        reasons, again = {}, ran and part is pipeline
+        for name in names:
+            record, reason = part.record(name), "forced" if force else part.stale(name)
+            reason = reason or ("an earlier notebook runs again" if again else None)
+            reasons[name], again = reason, again or reason is not None
             last = f"  (last time {record['seconds']:.0f} s)" if record else ""
             print(f"  {name:<26} {'runs: ' + reason if reason else 'up to date'}{last}")
+        work, ran = [*work, (part, reasons)], ran or again
     return work
 
 
@@ -377,14 +342,14 @@ def _run_all(work: list, force: bool) -> int:
 
     title, again = "", "What is finished is kept: the same command goes on."
     try:
-        for part, plan in work:
-            for name in plan:
-                if not plan[name] and part.renew_text(name):
-                    print(f"{part.profile.name} {name}: text renewed")
+        for part, reasons in work:
+            for name, reason in reasons.items():
+                title = f"{part.profile.name} {name}"
+                if not reason and part.renew_text(name):
+                    print(f"{title}: text renewed")
                 # Asked again: an earlier notebook that ran may have made the very same artefacts.
                 if not force and part.stale(name) is None:
                     continue
-                title, page = f"{part.profile.name} {name}", f"{name}.partial/{name}.ipynb"
                 print(f"{title} ...", flush=True)
                 for file in report.FILES:  # they speak of what is about to change
                     (part.folder / file).unlink(missing_ok=True)
@@ -394,17 +359,16 @@ def _run_all(work: list, force: bool) -> int:
                     f"{len(record['checks'])} checks passed"
                 )
             headline = report.write(part)
-        index = part.folder / "index.html"  # of the last part, which is the pipeline's own
-        print(f"\nReport: {index}\n{headline}")
+        print(f"\nReport: {part.folder / 'index.html'}\n{headline}")  # of the pipeline's own
         return DONE
     except PapermillExecutionError as error:
         print(f"\nFAILED in cell [{error.exec_count}]: {error.ename}: {error.evalue}")
         if error.ename not in USER_ERRORS:
             trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
             print(indent("\n".join(trace.splitlines()[-12:]), "    "))
-        print(f"The notebook as far as it came: {part.folder / page}\n{again}")
+        print(f"The notebook as far as it came: {part.folder / name}.partial/{name}.ipynb\n{again}")
         return FAILED
-    except (DeadKernel, OSError) as error:  # the latter a full disk, as a rule
+    except OSError as error:  # a process that was ended, or a full disk, as a rule
         print(f"\nFAILED: {title}: {error}\n{again}")
         return FAILED
     except KeyboardInterrupt:
