@@ -117,9 +117,9 @@ class Profile:
 
     def ridges(self, subset: str) -> dict[str, float]:
         """The paper's regularisation for ``"DEN"`` or ``"SPR"``; its lambda_W is lambda_theta."""
-        of = {"DEN": (self.lambda_theta, self.lambda_beta)}
-        of["SPR"] = self.sparse_lambda_theta, self.sparse_lambda_beta
-        theta, beta = of[subset]
+        theta, beta = self.lambda_theta, self.lambda_beta
+        if subset == "SPR":
+            theta, beta = self.sparse_lambda_theta, self.sparse_lambda_beta
         return {"lambda_theta": theta, "lambda_beta": beta, "lambda_w": theta}
 
     def decisive(self) -> str:

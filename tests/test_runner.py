@@ -194,7 +194,7 @@ def test_only_imported_modules_count_as_code(tmp_path):
         "room/__init__": "",
         "room/one": "from repro.config import PROFILES\nfrom repro import top\n",
         "room/two": "y = 1",
-        "top": "import repro.room.deep\n",
+        "top": "from repro.room.deep import x\n",
         "room/deep": "x = 1",
     }
     for name, source in sources.items():

@@ -33,7 +33,7 @@ from tabulate import tabulate
 from repro.config import ROOT, Profile, data_root, named, results_root
 from repro.data.files import write_atomically, write_json
 
-PACKAGES = "numpy scipy pandas polars h5py torch numba scikit-learn faiss-cpu nltk".split()
+PACKAGES = "numpy scipy pandas polars h5py torch numba scikit-learn faiss-cpu nltk"
 RECORD = "artifacts/record.json"  # what a notebook was run on and has shown
 KEPT = "kept"  # a folder that only an unfinished notebook has, for its next try
 NOTEBOOKS = ROOT / "notebooks"
@@ -55,7 +55,7 @@ def git_commit() -> str:
 def versions() -> dict[str, str]:
     """Return the version of Python and of each library that can change a number."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in PACKAGES.split():
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
@@ -163,15 +163,13 @@ class Run(Store):
     notebook : str
         The notebook's name without ending, such as ``"01_data_prep"``.
     profile : str or Profile, optional
-        A name for :func:`repro.config.named`, or, by hand, a profile with other settings; else
-        ``$REPRO_PROFILE``, else ``"demo"``.
+        A name, or, by hand, a profile with other settings; else ``$REPRO_PROFILE``, else ``demo``.
     device : str, optional
         ``"cpu"``, ``"cuda"`` or ``"auto"``; else ``$REPRO_DEVICE``, else a GPU if torch sees one.
 
     Attributes ``folder`` (where the notebook writes), ``data`` (the raw data: the user's folder, or
     the synthetic world, which companions share) and ``label`` (what the data are). ``by_hand`` says
-    that no runner is at work: then nothing is kept for a later try, for nobody knows what it was
-    computed from.
+    that no runner is at work: then nothing is kept for a later try, whose code may be another.
     """
 
     def __init__(self, notebook: str, profile=None, device: str | None = None):
@@ -180,8 +178,6 @@ class Run(Store):
         base, _, self._suffix = profile.name.partition("+")
         root, self.by_hand = results_root(), "REPRO_KEY" not in os.environ
         self._changed = profile != named(profile.name)
-        if self._changed and not self.by_hand:
-            raise ValueError(f"a changed {profile.name} is for trying by hand: the run keeps to it")
         super().__init__(profile, *([root / "scratch"] if self.by_hand else []), root)
         own = self._roots[0] / profile.name
         self.folder = own / (notebook if self.by_hand else f"{notebook}.partial")
@@ -197,10 +193,9 @@ class Run(Store):
             (self.folder / room).mkdir(parents=True, exist_ok=True)
         # Only then can a claim of the paper be called reproduced.
         self.on_the_papers_data = profile.source == "msd" and self.label == profile.label
-        about = {"profile": profile.name, "label": self.label, "seed": profile.seed}
-        about |= {"device": self.device, "threads": threads, "commit": git_commit()}
-        about |= {"versions": versions(), "facts": {}, "checks": [], "shown": []}
-        self._record = about
+        self._record = {"profile": profile.name, "label": self.label, "seed": profile.seed}
+        self._record |= {"device": self.device, "threads": threads, "commit": git_commit()}
+        self._record |= {"versions": versions(), "facts": {}, "checks": [], "shown": []}
         self._note()
 
     @property
@@ -218,12 +213,9 @@ class Run(Store):
         """Show what this run is: profile, data, device, versions, commit, and where it writes."""
         libraries = " ".join(f"{name} {number}" for name, number in versions().items())
         where = f"Run by hand: written to `{self.folder}`; inputs from `scratch` first.  \n"
-        display(
-            Markdown(
-                f"Profile **{self.profile.name}** · {self.provenance}  \n"
-                f"{where if self.by_hand else ''}<small>{libraries} · commit {git_commit()}</small>"
-            )
-        )
+        text = f"Profile **{self.profile.name}** · {self.provenance}  \n"
+        text += where if self.by_hand else ""
+        display(Markdown(f"{text}<small>{libraries} · commit {git_commit()}</small>"))
 
     def _folders(self) -> list[Path]:
         return [self.folder, *super()._folders()]
@@ -236,13 +228,9 @@ class Run(Store):
     @property
     def companions(self) -> dict[str, Store]:
         """What the profile's companions have saved, those that are finished, by suffix."""
-        records = [f"{p.stem}/{RECORD}" for p in NOTEBOOKS.glob("[0-9]*.ipynb") if not is_full(p)]
-        names = {suffix: f"{self.profile.name}+{suffix}" for suffix in self.profile.companions}
-        return {
-            suffix: Store(named(name))
-            for suffix, name in names.items()
-            if all((results_root() / name / record).exists() for record in records)
-        }
+        wanted = {path.stem for path in NOTEBOOKS.glob("[0-9]*.ipynb") if not is_full(path)}
+        stores = {s: Store(named(f"{self.profile.name}+{s}")) for s in self.profile.companions}
+        return {s: o for s, o in stores.items() if wanted <= {f.name for f in o._folders()}}
 
     def points(self, name: str) -> Points:
         """Return a table of finished settings, kept for the next try; in memory by hand."""
@@ -272,22 +260,19 @@ class Run(Store):
     def table(self, frame: pd.DataFrame, name: str, caption: str, note="", shown=None) -> None:
         """Save a table of numbers as CSV, and show it, typeset, on the page, in Markdown and LaTeX.
 
-        The index is a column of the table unless it merely counts the rows.
-
         Parameters
         ----------
         frame : DataFrame
-            One number or name per cell; goes to the CSV in full precision.
+            One number or name per cell, in full precision; an index that merely counts is left out.
         note : str
             What the reader must know to read it; stands below, with the provenance.
         shown : DataFrame or False, optional
-            The same for the page, as :func:`repro.evaluation.tables.typeset` makes it; None shows
+            What :func:`repro.evaluation.tables.typeset` makes of it for the page; None shows
             ``frame`` itself, and False a link to the CSV, no more.
         """
         self._note(shown={"kind": "table", "name": name, "caption": caption})
         path = self.folder / "tables" / f"{name}.csv"
-        counted = isinstance(frame.index, pd.RangeIndex)
-        frame.to_csv(path, index=not counted, lineterminator="\n")
+        frame.to_csv(path, index=not isinstance(frame.index, pd.RangeIndex), lineterminator="\n")
         if shown is False:
             display(Markdown(f"{caption}: [{name}.csv](tables/{name}.csv), {len(frame)} rows"))
             return
@@ -333,11 +318,10 @@ def _pick_device(wanted: str | None) -> tuple[str, int]:
     import torch
 
     wanted = wanted or os.environ.get("REPRO_DEVICE") or "auto"
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    elif wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {wanted!r} was asked for, but torch sees no GPU")
-    return wanted, torch.get_num_threads()
+    found = "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and found == "cpu":
+        raise ValueError("device 'cuda' was asked for, but torch sees no GPU")
+    return found, torch.get_num_threads()
 
 
 def _pack(name: str, value) -> dict[str, np.ndarray]:
@@ -360,25 +344,23 @@ def _unpack(arrays: dict[str, np.ndarray]) -> dict:
 
 
 def _drawn(frame: pd.DataFrame) -> tuple[str, str]:
-    """Return a frame as a table in Markdown and in LaTeX.
-
-    Names of artists and tags are other people's text, and escaped: "A$AP" must start no formula.
-    """
+    """Return a frame as a table in Markdown and in LaTeX."""
     if not isinstance(frame.index, pd.RangeIndex):
         frame = frame.reset_index(names=[str(n or "") for n in frame.index.names])
-
-    def text(value):
-        written = f"{value:.3f}" if isinstance(value, float | np.floating) else str(value)
-        return "–" if pd.isna(value) else written
-
-    def safe(row):
-        row = [html.escape(cell, quote=False) for cell in row]
-        return [cell.replace("|", "&#124;").replace("$", "&#36;") for cell in row]
-
-    lines = [frame.columns, *frame.itertuples(index=False, name=None)]
-    header, *rows = [[text(value) for value in row] for row in lines]
-    numbers = [all(map(_NUMBER.match, column)) for column in zip(*rows, strict=True)]
-    options = {"disable_numparse": True, "colalign": ["right" if n else "left" for n in numbers]}
-    latex = tabulate(rows, header, tablefmt="latex_booktabs", **options)
-    markdown = tabulate(list(map(safe, rows)), safe(header), tablefmt="pipe", **options)
+    cells = frame.astype(object).map(_text)
+    numbers = [column.str.match(_NUMBER).all() for _, column in cells.items()]
+    how = {"headers": "keys", "showindex": False, "disable_numparse": True}
+    how["colalign"] = ["right" if number else "left" for number in numbers]
+    latex = tabulate(cells, tablefmt="latex_booktabs", **how)
+    markdown = tabulate(cells.map(_safe).rename(columns=_safe), tablefmt="pipe", **how)
     return markdown, _BOLD.sub(r"\\textbf{\1}", latex)
+
+
+def _text(value) -> str:
+    written = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return "–" if pd.isna(value) else written
+
+
+def _safe(text: str) -> str:
+    """Escape names of artists and tags, other people's text: "A$AP" must start no formula."""
+    return html.escape(text, quote=False).replace("|", "&#124;").replace("$", "&#36;")

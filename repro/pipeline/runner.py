@@ -16,7 +16,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,7 +30,6 @@ from repro.pipeline import run
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 # Errors whose message is written for users: a traceback would only hide it.
 USER_ERRORS = {"BadInput", "MissingData", "FileNotFoundError", "ValueError", "OSError"}
-PAUSE = 60  # seconds between two lines of progress in a log
 
 
 def _sha(*parts: str) -> str:
@@ -52,12 +50,9 @@ def code_digest(notebook: Path, root: Path = ROOT) -> str:
     sources = {notebook: re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)}  # without magics
     waiting = [notebook]
     while waiting:
-        names = []  # such as repro.room.module.function
-        for node in ast.walk(ast.parse(sources[waiting.pop()])):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                origin = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-                names += [origin + alias.name for alias in node.names]
-        parts = [name.split(".") for name in names if name.startswith("repro.")]
+        nodes = ast.walk(ast.parse(sources[waiting.pop()]))
+        froms = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module.startswith("repro")]
+        parts = [[*node.module.split("."), alias.name] for node in froms for alias in node.names]
         paths = {root.joinpath(*part[:end]) for part in parts for end in (1, 2, 3)}
         paths = {p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in paths}
         found = {path for path in paths if path.exists()} - {root / "repro/config.py", *sources}
@@ -150,9 +145,8 @@ class Pipeline:
         parameters = {"profile": self.profile.name, "device": self.device}
         name = f"{notebook}.ipynb"
         _publish(_execute(self.notebooks / name, partial / name, parameters), partial)
-        seconds = round(time.monotonic() - started, 1)
-        record = {"seconds": seconds, "key": key, "outputs": _digests(partial)}
-        record = _read(partial / run.RECORD) | record
+        record = {"seconds": round(time.monotonic() - started, 1), "key": key}
+        record |= _read(partial / run.RECORD) | {"outputs": _digests(partial)}
         files.write_json(partial / run.RECORD, record)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -198,13 +192,13 @@ def _execute(source: Path, page: Path, parameters: dict[str, str]):
     class Kernel(AsyncKernelManager):
         kernel_spec = KernelSpec(**get_kernel_dict())
 
-    kernel = {"kernel_name": "python3", "language": "python", "kernel_manager_class": Kernel}
-    shown = sys.stderr.isatty() and {"desc": source.stem, "leave": False}
-    how = {"progress_bar": shown, "stdout_file": _Bars(), "coalesce_streams": True}
-    how |= {"cwd": str(source.parent), "start_timeout": 120}
+    how = {"kernel_name": "python3", "language": "python", "kernel_manager_class": Kernel}
+    how |= {"cwd": str(source.parent), "start_timeout": 120, "coalesce_streams": True}
     os.environ["REPRO_KEY"] = "1"  # the kernel inherits it
     try:
-        return papermill.execute_notebook(source, page, parameters, **kernel, **how)
+        return papermill.execute_notebook(
+            source, page, parameters, progress_bar=False, stdout_file=_Bars(), **how
+        )
     except DeadKernelError as error:
         why = "its process was ended, as a rule for want of memory"
         raise ChildProcessError(why) from error
@@ -239,15 +233,15 @@ def _publish(notebook, folder: Path) -> None:
 
 
 class _Bars(io.StringIO):
-    """To which papermill copies what cells print: shows their bars, in a log one per minute."""
+    """To which papermill copies what cells print: shows their bars, one a minute."""
 
     shown = time.monotonic()
 
     def write(self, text: str) -> int:
-        bar, terminal = text.rpartition("\r")[2].strip(), sys.stderr.isatty()
-        if "%|" in bar and (terminal or time.monotonic() - self.shown >= PAUSE):
+        bar = text.rpartition("\r")[2].strip()
+        if "%|" in bar and time.monotonic() - self.shown >= 60:
             self.shown = time.monotonic()
-            print(f"  {bar}", end="\r" if terminal else "\n", flush=True)
+            print(f"  {bar}", flush=True)
         return len(text)
 
 
@@ -354,10 +348,8 @@ def _run_all(work: list, force: bool) -> int:
                 for file in report.FILES:  # they speak of what is about to change
                     (part.folder / file).unlink(missing_ok=True)
                 record = part.execute(name, afresh=force)
-                print(
-                    f"{title} done: {record['seconds']:.0f} s, {record['peak_mib']:.0f} MiB, "
-                    f"{len(record['checks'])} checks passed"
-                )
+                used = f"{record['seconds']:.0f} s, {record['peak_mib']:.0f} MiB"
+                print(f"{title} done: {used}, {len(record['checks'])} checks passed")
             headline = report.write(part)
         print(f"\nReport: {part.folder / 'index.html'}\n{headline}")  # of the pipeline's own
         return DONE
