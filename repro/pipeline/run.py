@@ -237,9 +237,10 @@ class Run(Store):
         path = self.folder / KEPT / f"{quote(name, safe='')}.jsonl"
         return Points(None if self.by_hand else path)
 
-    def checkpoint(self, name: str) -> Checkpoint:
+    def checkpoint(self, name: str, every: float | None = None) -> Checkpoint:
         """Return a checkpoint for this run and device: a GPU's random state is nothing to a CPU."""
-        every = float(os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60)
+        if every is None:
+            every = float(os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60)
         path = self.folder / KEPT / f"{quote(f'{name} {self.device}', safe='')}.pt"
         return Checkpoint(None if self.by_hand else path, every)
 
