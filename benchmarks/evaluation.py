@@ -115,7 +115,7 @@ def map_at(k: int, ranks, held) -> float:
 
 def run(options: Options, report: Report) -> None:
     """Measure; see the module."""
-    from repro.data import splits
+    from repro.data import subsets
     from repro.models import wmf
 
     if options.small:
@@ -124,7 +124,7 @@ def run(options: Options, report: Report) -> None:
     else:
         plays = world.generate(61_368, 9_254, 21, 50.6).plays
         factors, sample, few = 100, 3000, 500
-    train, _, held = splits.split_pairs(plays, 8 / 50.6, 0.0, seed=0)
+    train, _, held = subsets.split_pairs(plays, 8 / 50.6, 0.0, seed=0)
     folder = options.scratch
     world.save(folder / "train.npz", train)
     world.save(folder / "held.npz", held)

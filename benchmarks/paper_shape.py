@@ -14,7 +14,7 @@ from .harness import Options, Report, Worker, say
 
 def stages(fraction, factors, sweeps, width):
     """Go through all stages, one dict each."""
-    from repro.data import splits
+    from repro.data import subsets
     from repro.evaluation import metrics
     from repro.models import wmf
 
@@ -33,12 +33,12 @@ def stages(fraction, factors, sweeps, width):
     del den
 
     def split(plays, h):
-        users, songs = splits.dense_subset(plays, 20, 50)
+        users, songs = subsets.dense_subset(plays, 20, 50)
         if len(users) < plays.shape[0] or len(songs) < plays.shape[1]:
             plays, h = plays[users][:, songs], h[songs]
-        cold = splits.cold_items(plays.shape[1], 0.05, seed=0)
+        cold = subsets.cold_items(plays.shape[1], 0.05, seed=0)
         warm = np.setdiff1d(np.arange(plays.shape[1]), cold)
-        parts = splits.split_pairs(plays[:, warm], 0.2, 0.1, seed=0)
+        parts = subsets.split_pairs(plays[:, warm], 0.2, 0.1, seed=0)
         return *parts, plays[:, cold], h[warm], h[cold]
 
     (train, validation, test, cold, h, h_cold), took = timed(split, plays, h)

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def write_msd(root: Path, size) -> int:
 def read_all(profile: str, root, small: bool):
     """Do the long part of notebook 1: read, choose DEN, split it."""
     from repro import config
-    from repro.data import prepare, splits
+    from repro.data import prepare, subsets
 
     chosen = config.PROFILES[profile]
     if small:
@@ -116,11 +117,11 @@ def read_all(profile: str, root, small: bool):
     while True:
         began = time.perf_counter()
         data = prepare.load(chosen, root)
-        users, items = splits.dense_subset(
+        users, items = subsets.dense_subset(
             data.plays, chosen.min_songs_per_user, chosen.min_users_per_song
         )
         den = data.plays[users][:, items]
-        parts = splits.split_pairs(den, 0.2, 0.1, 0)
+        parts = subsets.split_pairs(den, 0.2, 0.1, 0)
         seconds = [time.perf_counter() - began]
         yield {
             "seconds": seconds,
@@ -140,8 +141,7 @@ def read_tree(tree):
     centres = world.frames(1024)
     book = vq.Codebook(centres, np.zeros(12, np.float32), np.ones(12, np.float32))
     while True:
-        bags = Bags(lambda track, ahead: timbre(Path(tree), track, ahead), TIMBRE_DIM)
-        bags.expect(tracks)
+        bags = Bags(partial(timbre, Path(tree)), TIMBRE_DIM)
         began = time.perf_counter()
         counts = vq.histograms(bags, tracks, book)
         seconds = [time.perf_counter() - began]

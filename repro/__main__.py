@@ -45,11 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def fetch(arguments: list[str]) -> int:
     """Download the files of profiles, or some by name, and return the exit status."""
-    from repro.data import prepare, raw
-
     what = "Download and check the files that a profile reads; what is there stays."
     parser = argparse.ArgumentParser(prog="run_all.sh fetch", description=what)
-    add = parser.add_argument
+    add, names = parser.add_argument, [*_REAL, *files.NAMES]
     add("names", nargs="*", metavar="NAME", help=f"a file, or of {', '.join(_REAL)}")
     add("--data", metavar="DIR", help="folder to put them in (default: data)")
     add("--mirror", metavar="URL", default="", help="a folder that has the files")
@@ -60,34 +58,24 @@ def fetch(arguments: list[str]) -> int:
     if given.list or not given.names:
         print(*(files.described(files.find(name, root)) for name in files.NAMES), sep="\n")
         return runner.DONE
-    if unknown := [name for name in given.names if name not in (*_REAL, *files.NAMES)]:
-        print(f"unknown {unknown[0]!r}: choose of {', '.join([*_REAL, *files.NAMES])}")
+    if unknown := [name for name in given.names if name not in names]:
+        print(f"unknown {unknown[0]!r}: choose of {', '.join(names)}")
         return runner.REFUSED
-    profiles = [PROFILES[name] for name in given.names if name in _REAL]
-    wanted = [source for profile in profiles for source in files.required(profile, root)]
-    wanted += [files.find(name, root) for name in given.names if name not in _REAL]
-    status = runner.DONE
-    try:
-        for source in dict.fromkeys(wanted):
-            there = source.path.exists()
-            about = "there" if there else f"{source.size}, {source.licence}"
-            print(f"{source.path.name}: {about}", flush=True)
-            try:
-                if given.offline and not there:
-                    raise files.FetchError(files.described(source))
-                files.fetch(source, mirror=given.mirror)
-            except (files.FetchError, OSError, ValueError) as error:
-                print(error)
-                status = runner.FAILED
-        for profile in [profile for profile in profiles if not files.missing(profile, root)]:
-            print(f"{profile.name}: reading it ...", flush=True)
-            print(prepare.check(profile, root))
-    except (raw.BadInput, OSError) as error:
-        print(error)
-        return runner.FAILED
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on")
-        return runner.INTERRUPTED
+    wanted, status = [], runner.DONE
+    for name in given.names:
+        profile = PROFILES.get(name)
+        wanted += files.required(profile, root) if profile else [files.find(name, root)]
+    for source in dict.fromkeys(wanted):
+        there = source.path.exists()
+        about = "there" if there else f"{source.size}, {source.licence}"
+        print(f"{source.path.name}: {about}", flush=True)
+        try:
+            if given.offline and not there:
+                raise files.FetchError(files.described(source))
+            files.fetch(source, mirror=given.mirror)
+        except (files.FetchError, OSError) as error:
+            print(error)
+            status = runner.FAILED
     return status
 
 

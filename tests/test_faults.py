@@ -1,7 +1,6 @@
 """Every fault of the raw files, one by one, and what becomes of it: the table in FAULTS.md."""
 
 import ast
-import errno
 import fcntl
 import os
 import re
@@ -12,7 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -22,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from repro import config
-from repro.data import files, prepare, raw, synthetic
+from repro.data import prepare, raw, synthetic
 
 SOURCES = config.PAPER, config.SUBSET, config.MSD_SPOTIFY, config.LASTFM
 PROFILES = {profile.source: replace(profile, min_songs_per_tag=2) for profile in SOURCES}
@@ -203,17 +201,13 @@ def read_or_named(read, path):
 
 @pytest.mark.fault("an HDF5 file at which libhdf5 aborts", "listed as broken; all others are read")
 def test_a_file_that_ends_its_reader_costs_that_file_alone(tmp_path, monkeypatch):
-    tracks, ask = ("TRAAB01", "TRAAB03", "TRAAB04"), raw._Worker.ask
-    tree = WRITERS["subset"](tmp_path) / "MillionSongSubset"
-
-    def abort(worker, question, ahead):
-        if "TRAAB03" in str((question, ahead)):
-            worker.end()
-        return ask(worker, question, ahead)
-
-    monkeypatch.setattr(raw._Worker, "ask", abort)
-    bag = prepare.Bags(lambda t, ahead: raw.timbre(tree, t, ahead), 12)
-    bag.expect(tracks)
+    tracks = "TRAAB01", "TRAAB03", "TRAAB04"
+    WRITERS["subset"](tmp_path)
+    read = raw._timbre
+    monkeypatch.setattr(
+        raw, "_timbre", lambda file: os.abort() if "TRAAB03" in file.filename else read(file)
+    )
+    bag = prepare.bags(PROFILES["subset"], tmp_path)
     assert [len(bag(t)) for t in tracks] == [3, 0, 3]
     assert "TRAAB03.h5: " in bag.broken(tracks, 3)["TRAAB03"]
 
@@ -221,7 +215,7 @@ def test_a_file_that_ends_its_reader_costs_that_file_alone(tmp_path, monkeypatch
 @genuine
 def test_genuine_files_at_which_libhdf5_aborts():
     for path in SAMPLES.glob("broken_h5/?/?/?/*.h5"):
-        with pytest.raises(raw.BadInput, match=f"{path.name}: .*ended by signal 6"):
+        with pytest.raises(raw.BadInput, match=f"{path.name}: .*libhdf5 ended"):
             raw.metadata(path)
 
 
@@ -240,18 +234,6 @@ def test_flipped_genuine_files_are_read_or_named(tmp_path):
         read_or_named(lambda path: raw.timbre(tmp_path, path.stem), flipped)
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.ENOSYS])
-@pytest.mark.filterwarnings("ignore:flock not supported")
-@pytest.mark.fault("a file system that refuses locks", "ours is then a file with its owner")
-def test_a_lock_that_is_refused_is_a_file(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, "refused")))
-    first, second, again = (files.exclusive_lock(tmp_path / "lock", "busy") for _ in range(3))
-    with first, pytest.raises(BlockingIOError, match="busy"):
-        second.__enter__()
-    with again:
-        pass
-
-
 def test_reading_takes_no_lock(tmp_path):
     folder = WRITERS["msd"](tmp_path)
     tags = sqlite3.connect(folder / "lastfm_tags.db")
@@ -260,17 +242,6 @@ def test_reading_takes_no_lock(tmp_path):
         database.execute("BEGIN EXCLUSIVE")
         assert len(raw.timbre(folder / "msd", "TRAAB01")) == 2
         assert prepare.load(PROFILES["msd"], folder).tags.nnz
-
-
-@pytest.mark.parametrize("place", ["archive/", "../"])
-@pytest.mark.fault("files one folder above or below", "missing; the message says where they are")
-def test_files_one_folder_away_are_found(tmp_path, place):
-    asked = tmp_path / "data"
-    (asked / "archive").mkdir(parents=True)
-    WRITERS["spotify"](asked / place)
-    with pytest.raises(files.MissingData) as caught:
-        prepare.load(config.MSD_SPOTIFY, asked)
-    assert f"; there is one in {(asked / place).resolve()}\n" in str(caught.value)
 
 
 @pytest.mark.fault("another locale, Turkish for one", "the same synthetic world, to the byte")
@@ -296,7 +267,7 @@ def test_any_bytes_are_read_or_named(read, content, tmp_path):
     read_or_named(read, tmp_path / "file")
 
 
-NAMES = st.text(st.characters(codec="utf8", exclude_characters="\t\r\n\0"), min_size=1, max_size=8)
+NAMES = st.text(st.characters(codec="utf8", exclude_characters='\t\r\n\0"'), min_size=1, max_size=8)
 
 
 @given(rows=st.lists(st.tuples(NAMES, NAMES, st.integers(1, 10**6)), min_size=1, max_size=30))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from repro import config
-from repro.data import prepare, splits, synthetic
+from repro.data import prepare, subsets, synthetic
 from repro.evaluation import metrics
 from repro.models import tagnet, vq, wmf
 
@@ -23,13 +23,13 @@ def world(tmp_path_factory):
     synthetic.write_world(p.world, p.seed, root)
     data, read = prepare.load(p, root), prepare.bags(p, root)
 
-    users, items = splits.dense_subset(data.plays, p.min_songs_per_user, p.min_users_per_song)
+    users, items = subsets.dense_subset(data.plays, p.min_songs_per_user, p.min_users_per_song)
     items = np.random.default_rng(p.seed).permutation(items)
     plays = (data.plays[users][:, items] > 0).astype(np.int32).tocsr()
-    cold = splits.cold_items(len(items), p.cold_fraction, p.seed)
+    cold = subsets.cold_items(len(items), p.cold_fraction, p.seed)
     warm = np.setdiff1d(np.arange(len(items)), cold)
     fractions = p.test_fraction, p.validation_fraction, p.seed
-    train, _, _ = splits.split_pairs(plays[:, warm].tocsr(), *fractions)
+    train, _, _ = subsets.split_pairs(plays[:, warm].tocsr(), *fractions)
 
     tracks = data.item_tracks[items]
     teach = data.tag_train & ~np.isin(data.tag_tracks, tracks[cold])

@@ -6,7 +6,6 @@ or from a mirror that the user names, into a folder apart, checked, and only the
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import json
@@ -14,22 +13,23 @@ import os
 import re
 import shutil
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 import pooch
 import requests
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from repro.config import REAL, Profile
 
-HOSTS = {"millionsongdataset.com", "labrosa.ee.columbia.edu", "files.grouplens.org"}
-HOSTS |= {"raw.githubusercontent.com"}
+HOSTS = (
+    *("https://millionsongdataset.com/", "https://labrosa.ee.columbia.edu/"),
+    *("https://files.grouplens.org/", "https://raw.githubusercontent.com/"),
+)
 _MSD = "https://millionsongdataset.com/sites/default/files/"
 _TAGGING = "https://raw.githubusercontent.com/tbertinmahieux/MSongsDB/master/Tasks_Demos/Tagging/"
 _CITEULIKE = "https://raw.githubusercontent.com/js05212/citeulike-t/master/"
@@ -57,11 +57,9 @@ citeulike | tags.dat | citeulike-t: the tags | github.com/js05212/citeulike-t | 
 """  # noqa: E501
 _TABLE = [row.split(" | ") for row in _FILES.strip().split("\n")]
 NAMES = [name for _, name, *_ in _TABLE]
-NOTES = "fetched.json"
 _PARTIAL = ".fetching"  # a folder beside the files
 _TRACK = re.compile(r"(?:^|/)([A-Z]/[A-Z]/[A-Z]/TR[A-Z0-9]{16}\.h5)$")
 _TIMEOUT = 60.0  # seconds without a byte
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO, errno.ENOSYS}  # of some file systems
 _STARTS = {".db": b"SQLite format 3\0", ".h5": b"\x89HDF\r\n", ".zip": b"PK", ".gz": b"\x1f\x8b"}
 
 
@@ -91,13 +89,10 @@ class Source:
 
 def described(source: Source) -> str:
     """Return whether a file is there, and what a person needs to know to get it."""
+    folder, there = source.path.parent.resolve(), source.path.exists()
     readers = [p.name for p in REAL if source in required(p, source.path.parent)]
-    folder, name = source.path.parent.resolve(), source.path.name
-    near = [path for path in (folder.parent / name, *folder.glob(f"*/{name}")) if path.exists()]
-    there = source.path.exists()
-    found = f"; there is one in {near[0].parent}" if near and not there else ""
-    return f"""{"there" if there else "missing"} {name}: {source.what}
-  for {", ".join(readers)}; looked for in {folder}{found}
+    return f"""{"there" if there else "missing"} {source.path.name}: {source.what}
+  for {", ".join(readers)}; looked for in {folder}
   from {source.origin} ({source.size})
   licence: {source.licence}
   {source.url}"""
@@ -181,16 +176,11 @@ def sha256(path: Path) -> str:
 @contextmanager
 def exclusive_lock(path: Path, message: str) -> Iterator[None]:
     """Hold a lock file, or raise BlockingIOError with the message if another process does."""
-    with ExitStack() as held:
-        try:
-            try:
-                held.enter_context(FileLock(path, timeout=0))
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                held.enter_context(SoftFileLock(f"{path}.soft", timeout=0))  # names its process
-        except Timeout:
-            raise BlockingIOError(message) from None
+    try:
+        held = FileLock(path).acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(message) from None
+    with held:
         yield
 
 
@@ -201,12 +191,9 @@ def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
     is asked in place of the origin. FetchError says why something cannot be had.
     """
     if source.path.exists():
-        noted = _notes(source.path).get(source.path.name, {}).get("sha256", "")
-        kind, _, wanted = (source.digest or f"sha256:{noted}").partition(":")
-        known = wanted and source.path.is_file()
-        if known and (found := pooch.file_hash(str(source.path), kind)) != wanted:
-            why = f"expected {kind} {wanted}, found {found}"
-            raise FetchError(f"{source.path}: {why}; take it away to have it downloaded again")
+        if not pooch.hashes.hash_matches(source.path, source.digest or None):
+            why = f"not the file of {source.digest}; take it away to have it downloaded again"
+            raise FetchError(f"{source.path}: {why}")
         return False
     if source.url.startswith("by hand"):
         raise FetchError(described(source))
@@ -215,7 +202,6 @@ def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"another download is at work in {folder}: wait until it has ended"
     with exclusive_lock(folder / f"{_PARTIAL}.lock", busy):
-        shutil.rmtree(partial, ignore_errors=True)
         try:
             if not archive.exists():
                 _download(source, archive, mirror, progress)
@@ -233,45 +219,21 @@ def _download(source: Source, path: Path, mirror: str, progress: bool) -> None:
     hooks = {} if mirror else {"response": _refuse_elsewhere}
     download = pooch.HTTPDownloader(progress, timeout=_TIMEOUT, chunk_size=2**16, hooks=hooks)
     try:
-        if not (mirror or _is_listed(url)):
-            raise FetchError("not one of the listed hosts over https")
         found = Path(cache.fetch(path.name, downloader=download))
-        _check_kind(found)
+        with found.open("rb") as file:
+            head = file.read(64)
+        if not head.startswith(_STARTS.get(path.suffix, b"")) or head.lstrip()[:1] in (b"", b"<"):
+            raise FetchError("what came is another kind of file")
     except (FetchError, OSError, ValueError) as error:  # requests' errors are OSErrors
         raise FetchError(f"{path.name} could not be had from {url}: {error}") from error
     found.replace(path)
-    notes = _notes(path) | {path.name: {"from": url, "sha256": sha256(path)}}
-    write_json(path.with_name(NOTES), notes)
-
-
-def _is_listed(url: str) -> bool:
-    parts = urlsplit(url)
-    return parts.scheme == "https" and parts.hostname in HOSTS
 
 
 def _refuse_elsewhere(response: requests.Response, *_, **__) -> None:
     """Raise FetchError before a redirection to a host that is not listed is followed."""
     url = urljoin(response.url, response.headers.get("location", ""))
-    if response.is_redirect and not _is_listed(url):
+    if response.is_redirect and not url.startswith(HOSTS):
         raise FetchError(f"sent on to {url}, not one of the listed hosts over https")
-
-
-def _check_kind(path: Path) -> None:
-    """Raise FetchError when a file is not of the kind that its name says."""
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head.startswith(_STARTS.get(path.suffix, b"")) or head.lstrip()[:1] in (b"", b"<"):
-        raise FetchError("what came is another kind of file")
-    try:
-        if path.suffix == ".zip" and zipfile.ZipFile(path).testzip():
-            raise FetchError("what came has a damaged member")
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise FetchError(f"what came is no whole zip file: {error}") from error
-
-
-def _notes(path: Path) -> dict:
-    notes = path.with_name(NOTES)
-    return json.loads(notes.read_text("utf-8")) if notes.exists() else {}
 
 
 def _unpack(archive: Path, folder: Path, partial: Path) -> None:

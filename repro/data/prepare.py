@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,7 @@ class Dataset:
 
 
 def load(profile: Profile, root: Path | str) -> Dataset:
-    """Read everything but the content; :mod:`repro.data.splits` chooses who and what is kept.
+    """Read everything but the content; :mod:`repro.data.subsets` chooses who and what is kept.
 
     MissingData names all absent files, BadInput the one that cannot be read and where it fails.
     """
@@ -120,18 +120,13 @@ class Bags:
     of one whose file cannot be read: one among a million must not stop a run.
     """
 
-    def __init__(self, read: Callable[[str, str], np.ndarray], dims: int):
+    def __init__(self, read: Callable[[str], np.ndarray], dims: int):
         self._read, self._none = read, np.empty((0, dims), np.float32)
-        self._next: dict[str, str] = {}
-
-    def expect(self, tracks: Iterable[str]) -> None:
-        """Say in which order tracks will be asked for, so that the next is read ahead."""
-        self._next = dict(pairwise(tracks))
 
     def __call__(self, track: str) -> np.ndarray:
         """Return the frames of one track."""
         try:
-            return self._read(track, self._next.get(track, "")) if track else self._none
+            return self._read(track) if track else self._none
         except BadInput:
             return self._none
 
@@ -140,7 +135,7 @@ class Bags:
 
         BadInput says when they are more than 20, and more than a tenth of the ``of`` tracks read.
         """
-        return _tried(lambda track: self._read(track, ""), silent, of)[1]
+        return _tried(self._read, silent, of)[1]
 
 
 def _tried(read: Callable, tracks: Iterable, of: int) -> tuple[dict, dict[str, str]]:
@@ -162,27 +157,16 @@ def bags(profile: Profile, root: Path | str) -> Bags:
     root = Path(root)
     if profile.content == "timbre":
         tree = root / _TREES.get(profile.source, "msd")
-        return Bags(lambda track, ahead: raw.timbre(tree, track, ahead), raw.TIMBRE_DIM)
+        return Bags(partial(raw.timbre, tree), raw.TIMBRE_DIM)
     if profile.content == "words":  # a word is a frame of one number
         counts, _ = words_of(root)
         bag = [np.repeat(row.indices, row.data)[:, None].astype(np.float32) for row in counts]
-        return Bags(lambda track, _: bag[int(track)], 1)
+        return Bags(lambda track: bag[int(track)], 1)
     table = _descriptors(root, "artist" if profile.source == "lastfm" else "track_id")
     rows = table.partition_by("track", as_dict=True, include_key=False)
     frames = {track: table.to_numpy().astype(np.float32) for (track,), table in rows.items()}
     none = np.empty((0, len(DESCRIPTORS)), np.float32)
-    return Bags(lambda track, _: frames.get(track, none), len(DESCRIPTORS))
-
-
-def check(profile: Profile, root: Path | str, items: int = 200) -> str:
-    """Read all but the content, and that of some ``items``; return in writing what was found."""
-    data, read = load(profile, root), bags(profile, root)
-    tried = data.item_tracks[data.item_tracks != ""]
-    tried = tried[:: len(tried) // items + 1]
-    broken = read.broken([track for track in tried if not len(read(track))], len(tried))
-    found = [f"{count:,} {step}" for step, count in data.facts.items()]
-    found.append(f"of {len(tried)} tried, {len(broken)} whose content cannot be read")
-    return "\n".join(f"  {line}" for line in [*found, *list(broken.values())[:3]])
+    return Bags(lambda track: frames.get(track, none), len(DESCRIPTORS))
 
 
 # Each function notes facts and broken tracks, and returns the result of :func:`_matrix` for plays;
@@ -239,18 +223,14 @@ def _load_msd(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
 
 def _about_tracks(tree: Path, facts: dict, broken: dict) -> pl.DataFrame:
     """Return what each track of a tree says of itself, sorted by the tracks' ids."""
-    paths = dict(sorted((path.stem, path) for path in tree.glob("?/?/?/[!.]*.h5")))
-    ahead = dict(pairwise(paths))
-    found, unread = _tried(
-        lambda track: raw.metadata(paths[track], paths.get(ahead.get(track))), paths, len(paths)
-    )
+    tracks = sorted(path.stem for path in tree.glob("?/?/?/[!.]*.h5"))
+    found, unread = _tried(lambda t: raw.metadata(raw.place(tree, t)), tracks, len(tracks))
     broken |= unread
     if not found:
-        why = f" that can be read; one of them: {min(broken.values())}" if broken else ""
-        raise BadInput(f"{tree}: expected tracks A/B/C/TRABC....h5, found none{why}")
-    rows = [{"track": track} | about for track, about in found.items()]
-    facts |= {"tracks read": len(rows), "tracks that cannot be read": len(broken)}
-    about = pl.DataFrame(rows).rename({"song_id": "item", "artist_id": "artist"})
+        raise BadInput(f"{tree}: expected tracks A/B/C/TRABC....h5, found none that can be read")
+    facts |= {"tracks read": len(found), "tracks that cannot be read": len(broken)}
+    about = pl.DataFrame([{"track": track} | about for track, about in found.items()])
+    about = about.rename({"song_id": "item", "artist_id": "artist"})
     return about.with_columns(name=pl.col("artist_name") + " - " + pl.col("title"))
 
 
@@ -275,10 +255,7 @@ def _load_lastfm(profile: Profile, root: Path, facts: dict, broken: dict) -> tup
     facts |= {"users read": listening["userID"].n_unique(), "artists read": artists.height}
     facts |= {"user-artist pairs read": listening.height, "tag assignments read": tagging.height}
 
-    # A tag of fewer than five people is a private note.
-    people = tagging.group_by("tagID").agg(n=pl.col("userID").n_unique())
-    tagging = tagging.join(people.filter(pl.col("n") >= 5), on="tagID", how="semi")
-    facts["tag assignments of tags that five people use"] = tagging.height
+    people = tagging.group_by("tagID").agg(people=pl.col("userID").n_unique())
     if profile.other_people:
         listening = listening.filter(pl.col("userID") % 2 == 0)
         tagging = tagging.filter(pl.col("userID") % 2 == 1)
@@ -299,6 +276,9 @@ def _load_lastfm(profile: Profile, root: Path, facts: dict, broken: dict) -> tup
     facts["names of artists with listening, tags and content"] = linked.height
     facts |= {"their users": listening["userID"].n_unique()}
     facts |= {"their user-artist pairs": listening.height, "their tag assignments": tagging.height}
+    # A tag of fewer than five people is a private note.
+    tagging = tagging.join(people.filter(pl.col("people") >= 5), on="tagID", how="semi")
+    facts["their tag assignments with tags that five people use"] = tagging.height
 
     plays = _matrix(listening.select(pl.col("userID").cast(pl.String), "item", "weight"), path)
     # of several spellings, the one that is played most
@@ -347,24 +327,18 @@ def _load_spotify(profile: Profile, root: Path, facts: dict, broken: dict) -> tu
 
 def _load_citeulike(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
     """Join articles, words and tags by their numbers; each article stands for its own artist."""
-    saved, given = raw.listed(root / "users.dat"), raw.listed(root / "tag-item.dat")
     counts, words = words_of(root)
+    n = counts.shape[0]
+    saved, given = (raw.listed(root / f"{name}.dat", n) for name in ("users", "tag-item"))
     tags = pl.DataFrame({"tag": raw.lines(root / "tags.dat", empty=False)}).with_row_index("line")
-    for name, ids in ("users", saved), ("tag-item", given):
-        if ids["id"].max() >= counts.shape[0]:
-            raise BadInput(
-                f"{root / name}.dat: article {ids['id'].max()}, but mult.dat has "
-                f"{counts.shape[0]} of them, numbered from 0"
-            )
     if tags.height <= given["line"].max():
         raise BadInput(f"{root / 'tag-item.dat'}: more lines than tags.dat has tags")
-    facts |= {"users read": saved["line"].n_unique(), "articles read": counts.shape[0]}
+    facts |= {"users read": saved["line"].n_unique(), "articles read": n}
     facts |= {"user-article pairs read": saved.height, "article-tag pairs read": given.height}
     # an article's name for people: its number and the three words that it uses most
     most = [row.indices[np.argsort(-row.data, kind="stable")[:3]] for row in counts]
     told = [f"{i} ({', '.join(words[some])})" for i, some in enumerate(most)]
-    numbers = pl.int_range(counts.shape[0], eager=True)
-    articles = pl.DataFrame({"item": _article(numbers), "name": told})
+    articles = pl.DataFrame({"item": _article(pl.int_range(n, eager=True)), "name": told})
     articles = articles.with_columns(track="item", artist="item", hot=None)
     plays = saved.select(user=_article(pl.col("line")), item=_article(pl.col("id")), n="count")
     tagged = given.join(tags.with_columns(pl.col("line").cast(pl.Int64)), on="line")
@@ -379,9 +353,7 @@ def _article(number):
 def words_of(root: Path | str) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Return how often each article has each word (csr_matrix, by their numbers), and the words."""
     words = np.array(raw.lines(Path(root) / "vocabulary.dat", empty=False))
-    read = raw.listed(Path(root) / "mult.dat", counted=True)
-    if read["id"].max() >= len(words):
-        raise BadInput(f"{root}: mult.dat has word {read['id'].max()}, vocabulary.dat {len(words)}")
+    read = raw.listed(Path(root) / "mult.dat", len(words), counted=True)
     places = read["line"].to_numpy(), read["id"].to_numpy()
     shape = places[0].max() + 1, len(words)
     return sparse.csr_matrix((read["count"].to_numpy().astype(np.int32), places), shape), words
@@ -405,12 +377,10 @@ def frequent_words(
 
 def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> None:
     """Raise BadInput when two files that are joined by their ids have none in common."""
-    if not ids.unique().cast(pl.String).is_in(others.cast(pl.String).implode()).any():
-        first, other = (
-            f"{where} ({column.n_unique():,} ids, the first {column.cast(pl.String).min()!r:.60})"
-            for where, column in ((origin, ids), (other_origin, others))
-        )
-        raise BadInput(f"{first} and {other} have no id in common")
+    ids, others = (column.unique().cast(pl.String) for column in (ids, others))
+    if not ids.is_in(others.implode()).any():
+        told = f"have no id in common: the first are {ids.min()!r:.60} and {others.min()!r:.60}"
+        raise BadInput(f"{origin} and {other_origin} {told}")
 
 
 def _of(songs: pl.Series) -> pl.Expr:
@@ -461,25 +431,19 @@ def _matrix(table: pl.DataFrame, origin: Path | str = "") -> tuple:
     (rows, row_ids), (columns, column_ids) = map(_codes, table.get_columns()[:2])
     counts = table.to_series(2).to_numpy().astype(np.int64)
     matrix = sparse.csr_matrix((counts, (rows, columns)), (len(row_ids), len(column_ids)))
-    if matrix.nnz and matrix.data.max() > np.iinfo(np.int32).max:
-        pair = matrix.data.argmax()
-        row = np.searchsorted(matrix.indptr, pair, side="right") - 1
-        raise BadInput(
-            f"{origin}: the counts of {row_ids[row]} and {column_ids[matrix.indices[pair]]} "
-            f"add up to {matrix.data[pair]:,}, more than {np.iinfo(np.int32).max:,}"
-        )
+    if (most := matrix.data.max(initial=0)) > np.iinfo(np.int32).max:
+        raise BadInput(f"{origin}: the counts of a pair add up to {most:,}, more than 32 bits hold")
     return matrix.astype(np.int32), row_ids, column_ids
 
 
 def _codes(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of the values of `column` among its sorted ids, and the ids."""
     column = column.cast(pl.Categorical)
-    ids = pl.DataFrame({"category": column.unique()})
-    ids = ids.with_columns(id=pl.col("category").cast(pl.String)).sort("id")
-    categories = ids["category"].to_physical().to_numpy()
-    position = np.zeros(categories.max(initial=0) + 1, np.int32)
-    position[categories] = np.arange(len(categories))
-    return position[column.to_physical().to_numpy()], _strings(ids["id"])
+    ids = column.unique()
+    ids = ids.gather(ids.cast(pl.String).arg_sort())
+    position = np.zeros((column.to_physical().max() or 0) + 1, np.int32)
+    position[ids.to_physical()] = np.arange(len(ids))
+    return position[column.to_physical()], _strings(ids.cast(pl.String))
 
 
 def _strings(column: pl.Series, width: int = 200) -> np.ndarray:

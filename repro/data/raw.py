@@ -2,33 +2,35 @@
 
 Nothing read here is trusted: no pickle, parameter-free SQL on databases opened read-only, archives
 read in memory and never unpacked, HDF5 in a process of its own, which libhdf5 may abort when a file
-is broken. Run as a script, this module is that process.
+is broken.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import signal
 import sqlite3
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
-from contextlib import closing, suppress
-from multiprocessing.connection import Connection, Pipe
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import h5py
 import numpy as np
 import polars as pl
+from joblib.externals.loky import BrokenProcessPool, get_reusable_executor
 
 TIMBRE_DIM = 12
 # What comes up from a file that cannot be opened or an archive that is damaged or encrypted.
 _BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError,
            struct.error, zlib.error, zipfile.BadZipFile)  # fmt: skip
+_WANTED = {pl.String: "a text", pl.Float64: "a number", pl.Int32: "an integer"}
+_WANTED |= {pl.UInt32: "a positive integer"}
 
 
 class BadInput(ValueError):
@@ -51,42 +53,31 @@ def history(path: Path) -> pl.DataFrame:
 
 
 def _pairs(path: Path, names: tuple[str, ...], separator: str, header: bool) -> pl.DataFrame:
-    count = names[2]
+    told, count = separator.join(names), names[2]
+    form = {"has_header": False, "skip_lines": int(header), "separator": separator, "glob": False}
+    schema = {name: pl.Categorical for name in names} | {count: pl.Int32}
     try:
         with _opened(path) as file:
-            head = file.readline() if header else b""
-            quoted = re.match(rb'"[^"]*"[,\t]|[^,\t]*[,\t]"', file.readline())
-        with _opened(path) as file:
-            table = pl.read_csv(
-                # An error of the archive must not come up through polars, which would abort.
-                file.read() if path.suffix == ".zip" else file,
-                has_header=False,
-                skip_lines=int(header),
-                separator=separator,
-                quote_char='"' if quoted else None,
-                schema={name: pl.Categorical for name in names} | {count: pl.Int32},
-                ignore_errors=True,
-            )
+            right = not header or _text(file.readline()).replace('"', "") == told
+            # An error of the archive must not come up through polars, which would abort.
+            source = file.seek(0) or file.read() if path.suffix == ".zip" else path
+        table = pl.read_csv(source, schema=schema, ignore_errors=True, **form)
     except pl.exceptions.PolarsError:
-        table = pl.DataFrame()
+        right = False
     except _BROKEN as error:
         raise BadInput(f"{path}: broken, cut short or not there; {error}") from error
-    told = separator.join(names)
-    if header and told != head.decode("utf-8-sig", "replace").replace('"', "").rstrip("\r\n"):
-        raise BadInput(f"{path}, line 1: expected {told!r}, found {_shown(head)}")
-    if table.height and not sum(table.null_count().row(0)) and (table[count] > 0).all():
+    whole = right and table.height and not sum(table.null_count().row(0))
+    if whole and (table[count] > 0).all():
         return table
 
     # polars does not tell the line
-    name, mark = f"[^{separator}\r\n]+{separator}", '"?' if quoted else ""
-    right = re.compile(rf"{name}{name}{mark}0*[1-9][0-9]{{0,8}}{mark}\r?\n?")
-    said = separator.replace("\t", " <TAB> ")
-    wanted = said.join((*names[:2], "positive integer"))
+    name, said = f"[^{separator}\r\ufffd]+{separator}", separator.replace("\t", " <TAB> ")
+    pair = re.compile(f'{name}{name}"?0*[1-9][0-9]{{0,8}}"?')
     with _opened(path) as file:
-        for number, line in enumerate(file, start=1):
-            fits = right.fullmatch(line.decode("utf8", "replace").replace("\ufffd", "\n"))
-            if not fits and number > header:
-                raise BadInput(f"{path}, line {number}: expected {wanted}, found {_shown(line)}")
+        for number, line in enumerate(map(_text, file), start=1):
+            if not (line.replace('"', "") == told if number <= header else pair.fullmatch(line)):
+                wanted = told if number <= header else said.join((*names[:2], "positive integer"))
+                raise BadInput(f"{path}, line {number}: expected {wanted}, found {line[:100]!r}")
     raise BadInput(f"{path}: expected lines of {said.join(names)}, found none")
 
 
@@ -95,8 +86,8 @@ def _opened(path: Path):
     return zipfile.Path(path, path.stem).open("rb") if path.suffix == ".zip" else path.open("rb")
 
 
-def _shown(line: bytes) -> str:
-    return repr(line[:100].decode("utf8", "replace").rstrip("\r\n"))
+def _text(line: bytes) -> str:
+    return line.decode("utf-8-sig", "replace").rstrip("\r\n")
 
 
 def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -> pl.DataFrame:
@@ -107,23 +98,19 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
     Text that cannot be decoded is replaced.
     """
     where = f"{path}: {member}" if member else f"{path}"
-    comma, quoting = ("\t", csv.QUOTE_NONE) if member else (",", csv.QUOTE_MINIMAL)
-    found, line = [], 1
+    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if member else {}
+    found = []
     try:
         content = zipfile.ZipFile(path).read(member) if member else path.read_bytes()
         text = content.decode(encoding, "replace").removeprefix("\ufeff")
-        rows = csv.reader(io.StringIO(text, ""), delimiter=comma, quoting=quoting)
-        header = next(rows, [])
-        places = [header.index(name) if name in header else None for name in columns]
-        for row in rows if None not in places else ():
-            if len(row) == len(header):
-                found.append((line + 1, *(row[place] or None for place in places)))
-            elif row:
-                shown = comma.join(row)[:100]
-                raise csv.Error(f"expected {len(header)} fields, found {len(row)}, {shown!r}")
-            line = rows.line_num
+        rows = csv.DictReader(io.StringIO(text, ""), **form)
+        for row in rows if {*columns} <= {*(rows.fieldnames or ())} else ():
+            if None in row or None in row.values():
+                shown = " ".join(str(value) for value in row.values())
+                raise csv.Error(f"expected {len(rows.fieldnames)} fields, found {shown[:100]!r}")
+            found.append((rows.line_num, *(row[name].strip() or None for name in columns)))
     except csv.Error as error:
-        raise BadInput(f"{where}, line {line + 1}: {error}") from error
+        raise BadInput(f"{where}, line {rows.line_num}: {error}") from error
     except _BROKEN as error:
         raise BadInput(f"{where}: broken, cut short or not there; {error}") from error
     if not found:
@@ -131,17 +118,13 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
     texts = {"line": pl.Int64} | dict.fromkeys(columns, pl.String)
     frame = pl.DataFrame(found, texts, orient="row")
     for name, kind in columns.items():
-        text = values = frame[name]
-        if kind != pl.String:
-            text = text.str.strip_chars().replace("", None)
-            values = text.cast(kind, strict=False)
+        text, values = frame[name], frame[name].cast(kind, strict=False)
         wrong = values.is_null() & (text.is_not_null() | bool(member))
-        wrong |= (values == 0) if kind == pl.UInt32 else False
+        wrong |= (values == 0) & (kind == pl.UInt32)
         if wrong.any():
-            wanted = {pl.UInt32: "a positive integer", pl.Int32: "an integer"}.get(kind, "a number")
-            line, given = frame["line"][wrong.arg_max()], text[wrong.arg_max()]
-            said = f"{wanted} as {name}, found {given[:60]!r}" if given else f"a value as {name}"
-            raise BadInput(f"{where}, line {line}: expected {said}")
+            line, given = frame["line"][wrong.arg_max()], text[wrong.arg_max()] or "none"
+            said = f"expected {_WANTED[kind]} as {name}, found {given[:60]!r}"
+            raise BadInput(f"{where}, line {line}: {said}")
         frame = frame.with_columns(values)
     return frame.drop("line")
 
@@ -154,27 +137,26 @@ def lines(path: Path, empty: bool = True) -> list[str]:
     return found
 
 
-def listed(path: Path, counted: bool = False) -> pl.DataFrame:
+def listed(path: Path, below: int, counted: bool = False) -> pl.DataFrame:
     """Read lines ``n id id ...`` with n ids each, or ``n id:count ...`` where they are ``counted``.
 
     Returns ``line`` from 0, ``id`` and ``count``, of one where there is none. BadInput names the
-    file and the first line that is anything else.
+    file and the first line that is anything else, or an id that is not ``below`` the given number.
     """
-    pair = rb" \d{1,9}:[1-9]\d{0,8}" if counted else rb" \d{1,9}"
-    right, rows, lengths = re.compile(rb"\d{1,9}(%b)*\s*" % pair), [], []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            numbers = line.replace(b":", b" ").split()
-            lengths.append((len(numbers) - 1) // (1 + counted))
-            if not right.fullmatch(line) or int(numbers[0]) != lengths[-1]:
-                wanted = "n and n times id:count" if counted else "n and n ids"
-                raise BadInput(f"{path}, line {number}: expected {wanted}, found {_shown(line)}")
-            rows.append(np.array(numbers[1:], np.int64).reshape(-1, 1 + counted))
-    if not sum(lengths):
+    pair = r" \d{1,9}:[1-9]\d{0,8}" if counted else r" \d{1,9}"
+    right, found = re.compile(rf"\d{{1,9}}({pair})*\s*", re.ASCII), []
+    for line, text in enumerate(path.read_text("utf8", "replace").splitlines()):
+        n, *pairs = text.split() or [""]
+        if not right.fullmatch(text) or len(pairs) != int(n):
+            wanted = "n and n times id:count" if counted else "n and n ids"
+            raise BadInput(f"{path}, line {line + 1}: expected {wanted}, found {text[:100]!r}")
+        found += [(line, *map(int, pair.split(":")), 1)[:3] for pair in pairs]
+    if not found:
         raise BadInput(f"{path}: expected lines of ids, found none")
-    of = np.concatenate(rows)
-    table = pl.DataFrame({"line": np.repeat(np.arange(len(rows)), lengths), "id": of[:, 0]})
-    return table.with_columns(count=pl.Series(of[:, -1]) if counted else pl.lit(1))
+    table = pl.DataFrame(found, ["line", "id", "count"], orient="row")
+    if table["id"].max() >= below:
+        raise BadInput(f"{path}: expected ids below {below}, found {table['id'].max()}")
+    return table
 
 
 def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
@@ -199,74 +181,51 @@ def place(tree: Path, track: str) -> Path:
     return tree.joinpath(*track[2:5], f"{track}.h5")
 
 
-def timbre(tree: Path, track: str, ahead: str = "") -> np.ndarray:
-    """Return the frames of a track, float32, shape (frames, 12), and read the next ``ahead``.
+def timbre(tree: Path, track: str) -> np.ndarray:
+    """Return the frames of a track, float32, shape (frames, 12).
 
     BadInput is raised when the file is absent or broken, or holds anything else.
     """
-    return _read_hdf5("timbre", place(tree, track), place(tree, ahead) if ahead else None)
+    wanted = f"analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"
+    return _read_hdf5(_timbre, place(tree, track), wanted)
 
 
-def metadata(path: Path, ahead: Path | None = None) -> dict[str, str | float]:
+def metadata(path: Path) -> dict[str, str | float]:
     """Return ids, names and hotttnesss of one track's file; "" for a text that is not there."""
-    return _read_hdf5("metadata", path, ahead)
+    return _read_hdf5(_metadata, path, "a row in metadata/songs")
 
 
 def hotness(path: Path) -> pl.DataFrame:
     """Return ``track`` and ``hot`` of the summary file of all tracks."""
-    found = _read_hdf5("hotness", path)
-    tracks = np.char.decode(found["track"], "utf8", "replace")
-    return pl.DataFrame({"track": tracks, "hot": found["hot"]}).unique("track")
+    wanted = "metadata/songs with song_hotttnesss, analysis/songs with track_id"
+    tracks, hot = _read_hdf5(_hotness, path, wanted)
+    tracks = np.char.decode(tracks, "utf8", "replace")
+    return pl.DataFrame({"track": tracks, "hot": hot}).unique("track")
 
 
-class _Worker:
-    """The process that reads, and the one question that it was asked ahead of time."""
-
-    def __init__(self):
-        self._pipe, theirs = Pipe()
-        with theirs:
-            # not of multiprocessing, which would run a caller's script again; and quiet, since
-            # libhdf5 has something to say as it aborts
-            command = [sys.executable, "-P", __file__, str(theirs.fileno())]
-            given = {"pass_fds": [theirs.fileno()], "stderr": subprocess.DEVNULL}
-            self.process = subprocess.Popen(command, **given)
-        self._ahead = None
-
-    def ask(self, question: tuple[str, str], ahead: tuple[str, str] | None):
-        if self._ahead not in (None, question):
-            self._pipe.recv()
-        if self._ahead != question:
-            self._pipe.send(question)
-        if ahead:
-            self._pipe.send(ahead)
-        self._ahead = ahead
-        return self._pipe.recv()
-
-    def end(self) -> int:
-        self.process.kill()
-        return -self.process.wait()
-
-
-_worker: _Worker | None = None
-
-
-def _read_hdf5(reader: str, path: Path, ahead: Path | None = None):
-    """Return what one of the readers below finds; ``ahead`` is read while the caller works."""
-    global _worker
+def _read_hdf5(reader: Callable, path: Path, wanted: str):
+    """Return what one of the readers below finds, in a process that libhdf5 may abort."""
     for _ in range(2):  # whatever else may have ended the process, ends it once
-        _worker = _worker or _Worker()
         try:
-            # as strings: a Path takes longer to send
-            found = _worker.ask((reader, str(path)), (reader, str(ahead)) if ahead else None)
+            process = get_reusable_executor(1, initializer=_keep_quiet)
+            return process.submit(_opened_by, reader, str(path)).result()
+        except BrokenProcessPool:
+            why = "libhdf5 ended the process that read it"
+        except Exception as error:  # whatever it is, the file is not as expected
+            why = str(error)
             break
-        except BaseException as error:  # interrupted, its answer must not be taken for the next
-            found = f"libhdf5 was ended by signal {_worker.end()} while it read the file"
-            _worker = ahead = None
-            if not isinstance(error, OSError | EOFError):
-                raise
-    if isinstance(found, str):
-        raise BadInput(f"{path}: expected {_READERS[reader][1]}; {found}")
-    return found
+    raise BadInput(f"{path}: expected {wanted}; {why}")
+
+
+def _keep_quiet() -> None:
+    """Leave Ctrl-C to the caller, and say nothing as libhdf5 aborts."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _opened_by(reader: Callable, path: str):
+    with h5py.File(path, "r", locking=False) as file:
+        return reader(file)
 
 
 def _timbre(file: h5py.File) -> np.ndarray:
@@ -286,27 +245,6 @@ def _metadata(file: h5py.File) -> dict[str, str | float]:
     return texts | {"hot": float(row["song_hotttnesss"]) if "song_hotttnesss" in there else np.nan}
 
 
-def _hotness(file: h5py.File) -> np.ndarray:
-    hot = file["metadata/songs"].fields("song_hotttnesss")[()]
-    tracks = file["analysis/songs"].fields("track_id")[()]
-    return np.rec.fromarrays([tracks, hot], dtype=[("track", "S32"), ("hot", "f8")])
-
-
-_READERS = {
-    "timbre": (_timbre, f"analysis/segments_timbre, shape (frames, {TIMBRE_DIM})"),
-    "metadata": (_metadata, "a row in metadata/songs"),
-    "hotness": (_hotness, "metadata/songs with song_hotttnesss, analysis/songs with track_id"),
-}
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its caller, when the pipe closes
-    pipe = Connection(int(sys.argv[1]))
-    with suppress(EOFError, ConnectionError):
-        while True:
-            reader, path = pipe.recv()
-            try:
-                with h5py.File(path, "r", locking=False) as file:
-                    found = _READERS[reader][0](file)
-            except Exception as error:  # whatever it is, the file is not as expected
-                found = str(error)
-            pipe.send(found)
+def _hotness(file: h5py.File) -> tuple[np.ndarray, np.ndarray]:
+    tracks = file["analysis/songs"].fields("track_id")[()].astype("S32")
+    return tracks, file["metadata/songs"].fields("song_hotttnesss")[()].astype(np.float64)
