@@ -60,6 +60,6 @@ def whole_run(tmp_path_factory):
                 companion = root / f"smoke+{suffix}" / record.parents[1].name
                 if not companion.exists():
                     shutil.copytree(record.parents[1], companion)
-        for number in ("07", "08"):
+        for number in ("07", "08", "10"):
             assert runner.main("smoke", "cpu", only=number) == runner.DONE
     return root

@@ -13,7 +13,7 @@ from repro.pipeline import runner
 from repro.pipeline.run import Store
 
 
-@pytest.mark.parametrize("name", ["07_seeds", "08_studies", "09_exposure"])
+@pytest.mark.parametrize("name", ["07_seeds", "08_studies", "09_exposure", "10_hearing"])
 def test_the_checks_print_what_the_notebook_stores(whole_run, name):
     """As nbval compares the other notebooks: these need runs beside their own."""
 

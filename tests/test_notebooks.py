@@ -39,6 +39,7 @@ def test_all_are_there():
         "07_seeds",
         "08_studies",
         "09_exposure",
+        "10_hearing",
         "11_your_own_taste",
     ]
 
