@@ -191,6 +191,7 @@ def _execute(source: Path, page: Path, parameters: dict[str, str]):
 
     class Kernel(AsyncKernelManager):
         kernel_spec = KernelSpec(**get_kernel_dict())
+        transport_encryption = "auto"  # without it a kernel warns on the screen
 
     how = {"kernel_name": "python3", "language": "python", "kernel_manager_class": Kernel}
     how |= {"cwd": str(source.parent), "start_timeout": 120, "coalesce_streams": True}
