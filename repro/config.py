@@ -256,7 +256,10 @@ CITEULIKE = replace(
     sparse_songs_per_user=5,
     sparse_users_per_song=5,
     codewords=2_000,  # words, those of most articles
+    hidden=(256, 256, 256),  # the paper's 1,200 would take hours over five seeds
     epochs=10,  # of 16,000 articles: five times the batches that lastfm has
+    tag_trials=2,
+    trials=6,
 )
 
 REAL = LASTFM, LASTFM_TIMBRE, CITEULIKE, SUBSET, MSD_SPOTIFY, PAPER
