@@ -115,7 +115,7 @@ class Vectors:
 
     def shuffle(self, a, b, lanes):
         """Return the numbered lanes of ``a`` followed by ``b``."""
-        lanes = ir.VectorType(_INT, len(lanes))([_INT(lane) for lane in lanes])
+        lanes = ir.VectorType(_INT, len(lanes))(list(lanes))
         return self.builder.shuffle_vector(a, b, lanes)
 
     def broadcast(self, value):
@@ -272,9 +272,8 @@ class Rows:
         lengths = np.diff(matrix.indptr)
         order = np.argsort(-lengths, kind="stable")
         if _on_processor(device):
-            length = lengths[order].astype(np.float64)
-            short, long = np.minimum(length, factors), np.maximum(length, factors)
-            work = np.cumsum(short**2 * long + short**3 / 3 + 50.0 * factors * length)
+            length = lengths[order]
+            work = np.cumsum(length * (np.minimum(length, factors) + 50.0))
             bounds = np.searchsorted(work, work.max(initial=0) / _CHUNKS * np.arange(1, _CHUNKS))
         else:
             # Batches are padded to their longest row: cut where that would waste a quarter, and
@@ -294,19 +293,10 @@ class Rows:
 
 
 def solve_rows(fixed, rows: Rows, ridge: float, prior=None) -> torch.Tensor:
-    """Solve all rows, eq. (1) or with a prior eq. (2), in float32 on all cores or the GPU.
+    """Solve all rows, eq. (1) or with a prior eq. (2), on all cores or the GPU.
 
-    Parameters
-    ----------
-    fixed : tensor of float32, columns x K
-    rows : Rows
-    ridge : float
-    prior : tensor, rows x K, optional
-        Prior means; zero when absent.
-
-    Returns
-    -------
-    tensor of float32, rows x K
+    From ``fixed`` (columns x K) and the means ``prior`` (rows x K, zero when absent) to rows x K,
+    all of them tensors of float32.
     """
     if len(fixed) != rows.columns:
         raise ValueError(f"{len(fixed)} fixed factors for {rows.columns} columns")
@@ -500,25 +490,13 @@ _USERS, _ITEMS = 256, 1024  # of a tile of scores, which stays in cache
 
 
 def heldout_ranks(theta, beta, held: sp.csr_matrix, out: sp.csr_matrix) -> np.ndarray:
-    """Count, for every pair of ``held``, the items that its user has above it.
+    """Count, for every stored pair of ``held``, the items that its user has above it (int64).
 
     Blocked float32 products score all items. Where one is too close to a held-out item's to tell,
-    both are scored again in float64, so that the order depends on no machine.
-
-    Parameters
-    ----------
-    theta, beta : arrays of float32, users x K and items x K, C-contiguous
-    held, out : csr_matrix, users x items
-        Pairs to rank, and others that stay off the lists; none may be in both.
-
-    Returns
-    -------
-    array of int64, one entry for each stored pair of ``held``, in its order.
-
-    Raises
-    ------
-    ValueError
-        When a score may not be finite.
+    both are scored again in float64, so that the order depends on no machine. ``theta`` (users x K)
+    and ``beta`` (items x K) are C-contiguous in float32. Pairs of ``out`` (both are csr_matrix,
+    users x items) stay off the lists; none may be in both. A score that may not be finite is a
+    ValueError.
     """
     length, longest = (np.sqrt(np.einsum("ij,ij->i", x, x, dtype=float)) for x in (theta, beta))
     if not length.max(initial=0) * longest.max(initial=0) < np.finfo(np.float32).max:
@@ -548,11 +526,8 @@ def heldout_ranks(theta, beta, held: sp.csr_matrix, out: sp.csr_matrix) -> np.nd
 @compiled
 def _add_tile(tile, users, factors, songs, excluded, pairs):
     """Add to the rank of the users' held-out items the ones of this tile listed above them."""
-    scores, first, n, bound = tile
-    theta, beta = factors
-    order, place = songs
-    out_indptr, taken = excluded
-    indptr, indices, own, ranks = pairs
+    (scores, first, n, bound), (theta, beta), (order, place) = tile, factors, songs
+    (out_indptr, taken), (indptr, indices, own, ranks) = excluded, pairs
     for row, user in enumerate(users):
         score = scores[row]
         for spot in range(out_indptr[user], out_indptr[user + 1]):
@@ -582,7 +557,8 @@ def _add_tile(tile, users, factors, songs, excluded, pairs):
                         ranks[entry] += exact > own[entry] or equal_first
 
 
-def _write_count(v, score, at, n, low, high):
+@partial(simd, returns=types.UniTuple(types.int64, 2))
+def _count(v, score, at, n, low, high):
     """Count the scores above ``high``, and those from ``low`` on."""
     limits = (">", v.broadcast(high)), (">=", v.broadcast(low))
     counts = [cgutils.alloca_once_value(v.builder, _LONG(0)) for _ in limits]
@@ -593,9 +569,6 @@ def _write_count(v, score, at, n, low, high):
             more = v.builder.zext(v.builder.ctpop(mask), _LONG)
             v.builder.store(v.builder.add(v.builder.load(count), more), count)
     return cgutils.pack_array(v.builder, [v.builder.load(count) for count in counts])
-
-
-_count = simd(_write_count, types.UniTuple(types.int64, 2))
 
 
 @compiled
