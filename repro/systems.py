@@ -55,9 +55,7 @@ class Split:
     def hide(self, items: np.ndarray) -> tuple[Split, sp.csr_matrix]:
         """Return the split in which nobody has played ``items``, and their plays."""
         rest = np.setdiff1d(np.arange(self.train.shape[1]), items)
-        content, cold = (
-            {kind: x[rows] for kind, x in self.content.items()} for rows in (rest, items)
-        )
+        content, cold = ({kind: x[i] for kind, x in self.content.items()} for i in (rest, items))
         split = replace(self, train=self.train[:, rest].tocsr(), content=content, cold=cold)
         return split, self.train[:, items].tocsr()
 
@@ -75,10 +73,7 @@ class Split:
         return wmf.fit(surplus, features, device=self.device, **settings)
 
     def once(self, compute: Callable, *settings):
-        """Return ``compute(self, *settings)``, from a cache when asked for it again.
-
-        The cache holds each function's last result and goes with the split.
-        """
+        """Return ``compute(self, *settings)``, kept until it is asked for with other settings."""
         if self._last.get(compute, (None,))[0] != settings:
             self._last[compute] = settings, compute(self, *settings)
         return self._last[compute][1]
@@ -114,14 +109,11 @@ class Choice(tuple):
     """A setting of a few values without an order, so without an edge; the first is tried first."""
 
     start = property(lambda self: self[0])
+    on_edge = staticmethod(lambda value: False)
 
     def at(self, x: float):
         """Return the value at a place between 0 and 1."""
         return self[int(x * len(self))]
-
-    def on_edge(self, _) -> bool:
-        """Return False."""
-        return False
 
 
 @dataclass(frozen=True)
@@ -201,10 +193,9 @@ def _topics(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return topics, lda.transform(split.cold["counts"]) if split.n_cold else topics[:0]
 
 
-def _ctr(split: Split, lambda_theta: float, lambda_beta: float) -> Factors:
+def _ctr(split: Split, **settings) -> Factors:
     """Collaborative topic regression, its topics found first and then kept (as its authors do)."""
     topics, cold = split.once(_topics)
-    settings = {"lambda_theta": lambda_theta, "lambda_beta": lambda_beta}
     model = split.fit_wmf(split.surplus(), means=topics, **settings)
     return replace(model, cold=cold.astype(np.float32))
 
@@ -234,55 +225,53 @@ def _system(group: str, source: str, fit: Callable, space=None, *, cold=True, gi
     return System(group, source, partial(fit, **fixed), space or {}, cold, fixed.get("kind"), given)
 
 
+def _content_aware(kind: str, low: float, high: float, source="Liang, Zhan, Ellis 2015") -> System:
+    space = _RIDGE | {"lambda_w": Between(low, high)}
+    return _system(_BOTH, source, _content_prior, space, kind=kind)
+
+
 _RIDGE, _SHAPE = {"lambda_theta": Between(10.0, 1e4)}, {"shape": Between(0.03, 3.0, 0.3)}
 _WORDS = _SHAPE | {"word_weight": Between(0.1, 10.0, 1.0)}
 _TOPICS = {"lambda_theta": Between(10.0, 1e6, 0.01), "lambda_beta": Between(0.01, 1e4, 100.0)}
-_LOG, _LINEAR = {"alpha": Between(0.05, 5.0, 2.0)}, {"alpha": Between(1e-3, 1.0, 40.0)}
+_LOG, _LINEAR = (_RIDGE | {"alpha": x} for x in (Between(0.05, 5.0, 2.0), Between(1e-3, 1.0, 40.0)))
+_SCALE = {"scale": Choice(vq.SCALES)}
 _PENALTY = {0: Between(10.0, 1e7, 1e3), 1000: Between(1e-6, 1.0, 1e-4)}  # by hidden units
-# The more content there is in an entry, the more its weight has to be held back.
-_W = {"shallow": Between(1e-3, 1e3), "deep": Between(1.0, 1e7), "exposed": Between(1.0, 1e7)}
-_W |= {"tags": Between(0.1, 1e6)}
 _KINDS = {"VQ": "shallow", "h": "deep", "h exposed": "exposed"}
 _HU, _OORD = "Hu, Koren, Volinsky 2008", "van den Oord et al. 2013"
-_BOTH, _GIVEN = "listening and content", ("lambda_theta",)
+_PLAYS, _BOTH, _GIVEN = "listening", "listening and content", ("lambda_theta",)
 
 SYSTEMS: dict[str, System] = {
     "random": System("floor", "chance", _random),
     "mean item": System("floor", "ours", _mean_item, given=_GIVEN),
     "bag size": System("floor", "does content betray popularity?", _bag_size, content="size"),
     "popularity": System("floor", "listeners in training", _popularity, cold=False),
-}
-SYSTEMS |= {
-    f"neighbours, {name}": _system(
-        "floor", f"MLR's ranking in {_OORD}", _neighbours, {"scale": Choice(vq.SCALES)}, kind=kind
-    )
-    for name, kind in _KINDS.items()
-}
-SYSTEMS |= {
-    "WMF": System("listening", _HU, _wmf, _RIDGE, cold=False),
-    "WMF + bias": System("listening", "ours", _wmf_with_bias, _RIDGE, cold=False),
-    "WMF, log of counts": _system(
-        "listening", f"{_HU}, eq. (6)", _wmf, _RIDGE | _LOG, cold=False, counts="log"
-    ),
+    **{
+        f"neighbours, {x}": _system(
+            "floor", f"MLR's ranking in {_OORD}", _neighbours, _SCALE, kind=kind
+        )
+        for x, kind in _KINDS.items()
+    },
+    "WMF": System(_PLAYS, _HU, _wmf, _RIDGE, cold=False),
+    "WMF + bias": System(_PLAYS, "ours", _wmf_with_bias, _RIDGE, cold=False),
+    "WMF, log of counts": _system(_PLAYS, f"{_HU}, eq. (6)", _wmf, _LOG, cold=False, counts="log"),
     "WMF, linear in counts": _system(
-        "listening", f"{_HU}, eq. (4)", _wmf, _RIDGE | _LINEAR, cold=False, counts="linear"
+        _PLAYS, f"{_HU}, eq. (4)", _wmf, _LINEAR, cold=False, counts="linear"
     ),
-    "PMF": System("listening", "Gopalan, Hofman, Blei 2015", _pmf, _SHAPE, cold=False),
+    "PMF": System(_PLAYS, "Gopalan, Hofman, Blei 2015", _pmf, _SHAPE, cold=False),
     "CTPF": System(_BOTH, "Gopalan, Charlin, Blei 2014", _ctpf, _WORDS, content="counts"),
     "CTR": System(_BOTH, "Wang, Blei 2011", _ctr, _TOPICS, content="counts"),
 }
-_ROWS = [*product(("VQ", "h"), _PENALTY, (False, True)), ("h exposed", 0, False)]
-for _name, _units, _weighted in _ROWS:
-    _label = f"regression, {_name}, {'MLP' if _units else 'linear'}{', WPE' * _weighted}"
-    _fixed = {"kind": _KINDS[_name], "units": _units, "weighted": _weighted}
-    _space = {"penalty": _PENALTY[_units]}
-    SYSTEMS[_label] = _system("regression", _OORD, _regression, _space, given=_GIVEN, **_fixed)
-_NAMES = {"exposed": "CF + deep, exposed", "tags": "CF + tags"}
-for _kind, _range in _W.items():
-    _source = "ours" if _kind == "tags" else "Liang, Zhan, Ellis 2015"
-    SYSTEMS[_NAMES.get(_kind, f"CF + {_kind}")] = _system(
-        _BOTH, _source, _content_prior, _RIDGE | {"lambda_w": _range}, kind=_kind
+for _name, _units, _weighted in [*product(("VQ", "h"), (0, 1000), (0, 1)), ("h exposed", 0, 0)]:
+    _fixed = {"kind": _KINDS[_name], "units": _units, "weighted": bool(_weighted)}
+    SYSTEMS[f"regression, {_name}, {'MLP' if _units else 'linear'}{', WPE' * _weighted}"] = _system(
+        "regression", _OORD, _regression, {"penalty": _PENALTY[_units]}, given=_GIVEN, **_fixed
     )
+SYSTEMS |= {  # the more content there is in an entry, the more its weight has to be held back
+    "CF + shallow": _content_aware("shallow", 1e-3, 1e3),
+    "CF + deep": _content_aware("deep", 1.0, 1e7),
+    "CF + deep, exposed": _content_aware("exposed", 1.0, 1e7),
+    "CF + tags": _content_aware("tags", 0.1, 1e6, "ours"),
+}
 
 
 # --- tags ---------------------------------------------------------------------------------------
@@ -387,18 +376,16 @@ def search(
         that are not ranked.
     points : repro.pipeline.run.Points
         Keeps finished trials, which are not run again.
-    given : dict, optional
-        WMF's settings, for a system that takes some of them.
-    label : dict, optional
-        More columns of the trials, which tell this search from others in the same ``points``.
+    given, label : dict, optional
+        WMF's settings, for a system that takes some of them; and more columns of the trials, which
+        tell this search from others in the same ``points``.
 
     Returns
     -------
-    dict
-        The best settings, with which ``SYSTEMS[name].fit`` is complete.
-    DataFrame
-        One row per trial: the label, ``system``, each setting, ``settings`` in writing, ``NDCG``,
-        ``R@40``, and which settings are ``on the edge`` of their range.
+    dict and DataFrame
+        The best settings, with which ``SYSTEMS[name].fit`` is complete, and a row per trial: the
+        label, ``system``, each setting, ``settings`` in writing, ``NDCG``, ``R@40``, and which
+        settings are ``on the edge`` of their range.
     """
     system, profile = SYSTEMS[name], split.profile
     validate = metrics.validator(heldout, exclude)
@@ -408,9 +395,8 @@ def search(
         return validate(model.theta, model.cold if cold else model.beta)
 
     fixed = {key: given[key] for key in system.given}
-    start = profile.ridges(split.subset)
+    start, label = profile.ridges(split.subset), (label or {}) | {"system": name}
     tried = candidates(system.space, profile.trials, profile.seed, start)
-    label = (label or {}) | {"system": name}
     tried = [fixed | one for one in tried]
     return _best(tried, score, ["NDCG", "R@40"], system.space, label, points)
 
