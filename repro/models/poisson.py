@@ -39,14 +39,11 @@ def shares(x, y, counts: sp.csr_matrix) -> np.ndarray:
         raise ValueError(f"x {x.shape} and y {y.shape} do not fit counts {counts.shape}")
     x, y = (np.ascontiguousarray(side, np.float32) for side in (x, y))
     out = np.zeros(x.shape, np.float32)
-
-    def share(rows):
-        _share_rows(*rows, counts.indptr, counts.indices, counts.data, x, y, out)
-
     work = counts.indptr + 8.0 * np.arange(len(x) + 1)  # a row costs something even when empty
     size = max(work[-1] / _CHUNKS, _LEAST)
     bounds = np.unique([*np.searchsorted(work, np.arange(0, work[-1], size)), len(x)])
-    parallel_map(share, pairwise(bounds))
+    rest = counts.indptr, counts.indices, counts.data, x, y, out
+    parallel_map(lambda rows: _share_rows(*rows, *rest), pairwise(bounds))
     return out
 
 
@@ -115,15 +112,9 @@ def pmf(
 
     r_ui ~ Poisson(theta_u.beta_i), theta_uk ~ Gamma(a, xi_u), xi_u ~ Gamma(a', a'/b'), and so for
     the items. A pass updates theta, xi, beta, then the items' rates. Theta starts from ones and
-    beta from uniform draws about one, which is ours.
-
-    Parameters
-    ----------
-    plays : csr_matrix of counts, users x items
-    shape : float
-        a and c, of theta and beta: the smaller, the sparser. All 0.3 here and below are authors'.
-    rate_shape, rate_mean : float
-        a' = c' and b' = d': how alike the rates of users, and of items, are, and about what.
+    beta from uniform draws about one, which is ours. ``plays`` are counts, users x items;
+    ``shape`` is a, and that of beta: the smaller, the sparser; ``rate_shape`` a' and ``rate_mean``
+    b': how alike the rates of users, and of items, are, and about what. All 0.3 are the authors'.
     """
     plays = _checked("plays", plays)
     _check(factors=factors, shape=shape, rate_shape=rate_shape, rate_mean=rate_mean, passes=passes)
@@ -152,19 +143,16 @@ def ctpf(
 
     The Factors are E[eta_u], E[theta_i] + E[epsilon_i] and, for cold items, E[theta_i], which comes
     from their words alone, by 20 updates with the topics as they are; that nobody played them is
-    not taken as a sign. Their epsilon is at the prior mean, the same for all: left out, it adds to
-    a user's scores a constant at most.
+    not taken as a sign. Their epsilon, at the prior mean, would add a constant to a user's scores.
 
     Parameters
     ----------
-    plays : csr_matrix of counts, users x items
-    words, cold_words : csr_matrix, items x J and cold items x J
-        Codeword counts; those of items that nobody has played change nothing for the others.
+    plays, words, cold_words : csr_matrix of counts, users x items, items x J and cold items x J
     lda : array, items x K, optional
         Topic proportions, whose rows sum to one.
     """
-    plays, words = _checked("plays", plays), _checked("words", words)
-    cold_words = _checked("cold_words", cold_words)
+    given = {"plays": plays, "words": words, "cold_words": cold_words}
+    plays, words, cold_words = (_checked(name, x) for name, x in given.items())
     if (plays.shape[1], cold_words.shape[1]) != words.shape:
         shapes = f"plays {plays.shape}, words {words.shape} and cold_words {cold_words.shape}"
         raise ValueError(f"{shapes} do not agree on the items or the codewords")
@@ -201,22 +189,17 @@ def spmf(
 ) -> Callable[[sp.csr_matrix], np.ndarray]:
     """Fit Poisson factorisation for tagging, stochastically (Liang, Paisley and Ellis 2014).
 
-    The result is a function from codeword counts (m x J) alone to expected tag counts (m x T).
-    Codewords and tags of a song are the columns of one matrix, w_sv ~ Poisson(theta_s.beta_v) with
-    theta_sk ~ Gamma(a, a c) and beta_vk ~ Gamma(a, a), a being ``shape``. A pass takes the songs in
-    a new order. The activations theta of a batch are inferred first; then the dictionary beta takes
-    the natural-gradient step, of size (1 + t)^-0.6 at batch t, towards all songs being like these.
+    From ``counts`` of codewords (songs x J) and ones for ``tags`` (songs x T) to a function from
+    counts alone (m x J) to expected tags (m x T). The columns of both are those of one matrix,
+    w_sv ~ Poisson(theta_s.beta_v) with theta_sk ~ Gamma(a, a c) and beta_vk ~ Gamma(a, a), a being
+    ``shape``; tags are multiplied by ``tag_weight``, against hundreds of codewords a song (ours). A
+    pass takes the songs in a new order. The activations theta of a batch are inferred first; then
+    the dictionary beta takes the natural-gradient step, of size (1 + t)^-0.6 at batch t, towards
+    all songs being like these.
 
     Where it differs from the authors' program: t counts on from pass to pass; activations start
     from ones and are updated 20 times, so that a song's do not depend on its neighbours; and
     1 / c, the mean activation, follows the batches by the same steps.
-
-    Parameters
-    ----------
-    counts, tags : csr_matrix, songs x J and songs x T
-        Codeword counts, and ones for tags; the zeros of a song count as well.
-    tag_weight : float
-        What tags are multiplied by, against hundreds of codeword counts a song (ours).
     """
     counts, tags = _checked("counts", counts), _checked("tags", tags)
     if counts.shape[0] != tags.shape[0]:

@@ -55,14 +55,8 @@ def log_surplus(plays: sp.csr_matrix, alpha: float, eps: float, binarise: bool =
 class ContentPrior:
     """The map from features to the prior mean of the song factors, eq. (3), its inverse in float64.
 
-    Parameters
-    ----------
-    features : array, items x F
-    lambda_w : float
-        Ridge on W.
-    bias : bool
-        Append a column of ones whose row of W is not penalised, as the authors' code does; the
-        paper's eq. (3) has none.
+    ``lambda_w`` is the ridge on W. A ``bias`` appends a column of ones to the features (items x F)
+    whose row of W is not penalised, as the authors' code does; the paper's eq. (3) has none.
     """
 
     def __init__(self, features, lambda_w: float, bias: bool):
@@ -75,10 +69,9 @@ class ContentPrior:
         self._inverse = cho_solve((factor, True), np.eye(len(gram)))
 
     def solve(self, beta: torch.Tensor, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """Return the W of eq. (3) for the song factors ``beta``.
+        """Return the W of eq. (3) for the song factors ``beta``, from ``w`` with its prior means.
 
-        The change of ``w``, whose prior means are ``mean``, comes from ``beta - mean``: float32
-        products do, since each sweep mends the last one's rounding.
+        Its change comes from ``beta - mean``: float32 products do, as sweeps mend one another.
         """
         gap = kernels.cross_product(self.features, (beta - mean).cpu().numpy(), np.float32)
         right = gap - self.lambda_w * self.penalty[:, None] * w.cpu().numpy()
@@ -98,26 +91,18 @@ def cold_factors(features, w: np.ndarray) -> np.ndarray:
 
     A ``w`` of one row more than there are features carries the bias in its last row.
     """
-    features = np.asarray(features, dtype=np.float32)
-    if len(w) == features.shape[1] + 1:
-        return features @ w[:-1] + w[-1]
-    if len(w) != features.shape[1]:
-        raise ValueError(f"w has {len(w)} rows, the features have {features.shape[1]} columns")
-    return features @ w
+    n = np.shape(features)[1]
+    if len(w) not in (n, n + 1):
+        raise ValueError(f"w has {len(w)} rows, the features have {n} columns")
+    return np.asarray(features, dtype=np.float32) @ w[:n] + w[n:].sum(0)
 
 
 def objective(surplus, theta, beta, lambda_theta, lambda_beta, prior=None, w=None) -> float:
     """Return what the sweep minimises: the negative log posterior plus the ridge on W.
 
-    Eq. (3) is exact coordinate descent only when the ridge weighs
-    ``lambda_beta lambda_W / 2 ||W||^2``; the paper's L lacks that term.
-
-    Parameters
-    ----------
-    surplus : csr_matrix, users x items
-    theta, beta, w : tensors, users x K, items x K and, with a ContentPrior, F x K
-    prior : optional
-        Has ``mean(w)``, the prior means of beta: a :class:`ContentPrior`, or given ones.
+    Eq. (3) is exact coordinate descent only when the ridge is ``lambda_beta lambda_W / 2 ||W||^2``;
+    the paper's L lacks that term. The factors are tensors, as in :func:`fit`; ``prior`` has
+    ``mean(w)``, the prior means of beta: a :class:`ContentPrior`, with its ``w``, or given ones.
     """
     t, b = theta.double(), beta.double()
     total = float(((t.T @ t) * (b.T @ b)).sum())  # the sum of all squared predictions
@@ -167,24 +152,16 @@ def fit(
     means : array, items x K, optional
         Prior means of the song factors that stay as they are, in place of features: the topic
         proportions of CTR, from which the users are fitted first (Wang and Blei 2011).
-    factors : int, K
     lambda_theta, lambda_beta, lambda_w, bias
         Precisions of the priors; see :class:`ContentPrior` for the last two.
-    trace : bool
-        Record the objective after every half-step.
-    validate : callable, optional
-        Called after every sweep with theta and beta; its dict joins the history.
+    trace, validate
+        What ``history`` records: the objective after every half-step, and the dict that a function
+        gives when it is called after every sweep with theta and beta.
     start : Factors, optional
         Where to set out from, in place of that draw and of zeros.
     checkpoint : optional
         Has ``load()``, the state to go on from or None, and ``save(state)``, called after every
         sweep with a function that returns it: see :class:`repro.pipeline.run.Checkpoint`.
-
-    Returns
-    -------
-    Factors
-        ``history`` has one row per step of the fit: sweep, step, and the objective or what
-        ``validate`` gave.
     """
     _check(surplus, features, means, factors, lambda_theta, lambda_beta)
     n_users, n_items = surplus.shape
