@@ -129,12 +129,12 @@ def data_digest(profile: Profile, root: Path | str) -> str:
     for source in required(profile, root):
         files = [] if source.path.is_dir() else [source.path]
         for number, folder in enumerate(sorted(source.path.glob("?/?/?"))):
-            with os.scandir(folder) as entries:  # a million files: twice as fast as glob
-                tracks = [file for file in entries if not file.name.startswith(".")]
-                tracks = sorted(f"{file.name} {file.stat().st_size}\n" for file in tracks)
+            # of a million files: twice as fast as glob
+            found = (file for file in os.scandir(folder) if not file.name.startswith("."))
+            tracks = sorted(f"{file.name} {file.stat().st_size}\n" for file in found)
             digest.update("".join(tracks).encode())
             if tracks and number % 512 == 0:
-                files.append(folder / tracks[0].rpartition(" ")[0])
+                files.append(folder / tracks[0].split()[0])
         for path in files:
             size, block = path.stat().st_size, 1 << 16
             digest.update(f"{path.name} {size}\n".encode())

@@ -27,8 +27,8 @@ from joblib.externals.loky import BrokenProcessPool, get_reusable_executor
 
 TIMBRE_DIM = 12
 # What comes up from a file that cannot be opened or an archive that is damaged or encrypted.
-_BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError,
-           struct.error, zlib.error, zipfile.BadZipFile)  # fmt: skip
+_BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError, struct.error,
+           zlib.error, zipfile.BadZipFile, pl.exceptions.PolarsError)  # fmt: skip
 _WANTED = {pl.String: "a text", pl.Float64: "a number", pl.Int32: "an integer"}
 _WANTED |= {pl.UInt32: "a positive integer"}
 
@@ -43,51 +43,36 @@ def triplets(path: Path) -> pl.DataFrame:
     Users and songs are categories: 48 million pairs take 12 bytes each. BadInput names the file and
     the first line that is anything else.
     """
-    return _pairs(path, ("user", "song", "count"), "\t", header=False)
+    names = "user", "song", "count"
+    return _pairs(path, names, separator="\t", has_header=False, new_columns=names)
 
 
 def history(path: Path) -> pl.DataFrame:
     """Read a CSV of ``track_id,user_id,playcount``; otherwise as :func:`triplets`."""
-    table = _pairs(path, ("track_id", "user_id", "playcount"), ",", header=True)
+    names = "user_id", "track_id", "playcount"
+    table = _pairs(path, names, columns=names)
     return table.select(user="user_id", song="track_id", count="playcount")
 
 
-def _pairs(path: Path, names: tuple[str, ...], separator: str, header: bool) -> pl.DataFrame:
-    told, count = separator.join(names), names[2]
-    form = {"has_header": False, "skip_lines": int(header), "separator": separator, "glob": False}
-    schema = {name: pl.Categorical for name in names} | {count: pl.Int32}
+def _pairs(path: Path, names: tuple[str, str, str], **form) -> pl.DataFrame:
+    kinds = dict(zip(names, (pl.Categorical, pl.Categorical, pl.Int32), strict=True))
+    form |= {"schema_overrides": kinds, "ignore_errors": True, "glob": False}
+    wanted = f"{', '.join(names)}, a positive integer"
     try:
-        with _opened(path) as file:
-            right = not header or _text(file.readline()).replace('"', "") == told
-            # An error of the archive must not come up through polars, which would abort.
-            source = file.seek(0) or file.read() if path.suffix == ".zip" else path
-        table = pl.read_csv(source, schema=schema, ignore_errors=True, **form)
-    except pl.exceptions.PolarsError:
-        right = False
+        # An error of the archive must not come up through polars, which would abort.
+        zipped = path.suffix == ".zip"
+        table = pl.read_csv(zipfile.Path(path, path.stem).read_bytes() if zipped else path, **form)
+        if not table.height:
+            raise pl.exceptions.NoDataError("no row")
     except _BROKEN as error:
-        raise BadInput(f"{path}: broken, cut short or not there; {error}") from error
-    whole = right and table.height and not sum(table.null_count().row(0))
-    if whole and (table[count] > 0).all():
-        return table
-
-    # polars does not tell the line
-    name, said = f"[^{separator}\r\ufffd]+{separator}", separator.replace("\t", " <TAB> ")
-    pair = re.compile(f'{name}{name}"?0*[1-9][0-9]{{0,8}}"?')
-    with _opened(path) as file:
-        for number, line in enumerate(map(_text, file), start=1):
-            if not (line.replace('"', "") == told if number <= header else pair.fullmatch(line)):
-                wanted = told if number <= header else said.join((*names[:2], "positive integer"))
-                raise BadInput(f"{path}, line {number}: expected {wanted}, found {line[:100]!r}")
-    raise BadInput(f"{path}: expected lines of {said.join(names)}, found none")
-
-
-def _opened(path: Path):
-    """Open a file, or the one of the same name without its ending in a zip file, for reading."""
-    return zipfile.Path(path, path.stem).open("rb") if path.suffix == ".zip" else path.open("rb")
-
-
-def _text(line: bytes) -> str:
-    return line.decode("utf-8-sig", "replace").rstrip("\r\n")
+        why = str(error).partition("\n")[0]
+        raise BadInput(f"{path}: expected a whole table of {wanted}; {why}") from error
+    wrong = table.select(pl.any_horizontal(pl.all().is_null(), pl.col(names[2]) <= 0)).to_series()
+    if wrong.any():
+        line = wrong.arg_max() + 1 + form.get("has_header", True)
+        found = table.row(wrong.arg_max())
+        raise BadInput(f"{path}, line {line}: expected {wanted}, found {found!s:.100}")
+    return table
 
 
 def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -> pl.DataFrame:
@@ -150,7 +135,7 @@ def listed(path: Path, below: int, counted: bool = False) -> pl.DataFrame:
         if not right.fullmatch(text) or len(pairs) != int(n):
             wanted = "n and n times id:count" if counted else "n and n ids"
             raise BadInput(f"{path}, line {line + 1}: expected {wanted}, found {text[:100]!r}")
-        found += [(line, *map(int, pair.split(":")), 1)[:3] for pair in pairs]
+        found += [(line, *map(int, one.split(":")), 1)[:3] for one in pairs]
     if not found:
         raise BadInput(f"{path}: expected lines of ids, found none")
     table = pl.DataFrame(found, ["line", "id", "count"], orient="row")
