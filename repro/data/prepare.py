@@ -80,10 +80,12 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     if absent := missing(profile, root):
         raise MissingData("\n".join(map(described, absent)))
     others = {"lastfm": _load_lastfm, "spotify": _load_spotify, "citeulike": _load_citeulike}
-    read = others.get(profile.source, _load_msd)
     facts, broken = {}, {}
-    counts, items, tagged, tracks, sides = read(profile, Path(root), facts, broken)
-    plays, users, ids = counts
+    read = others.get(profile.source, _load_msd)
+    (plays, users, ids), tracks, tagged, sides = read(profile, Path(root), facts, broken)
+    # Several tracks can be one song. The paper does not say which one speaks for it: our choice
+    # is the smallest id.
+    items = tracks.unique("item", keep="first", maintain_order=True)
     items = pl.DataFrame({"item": ids}).join(items, on="item", how="left", maintain_order="left")
     facts |= {"users": len(users), f"{profile.item}s": len(ids)}
     facts |= {f"user-{profile.item} pairs": plays.nnz}
@@ -91,10 +93,8 @@ def load(profile: Profile, root: Path | str) -> Dataset:
 
     tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
     if not len(vocabulary):
-        raise BadInput(
-            f"{root}: no tag that says something of the sound is on {profile.min_songs_per_tag} "
-            f"tracks or more, which profile {profile.name} asks for"
-        )
+        which = f"{profile.min_songs_per_tag} tracks or more, which profile {profile.name} asks for"
+        raise BadInput(f"{root}: no tag that says something of the sound is on {which}")
     about = pl.DataFrame({"track": tag_tracks})
     about = about.join(tracks, on="track", how="left", maintain_order="left")
     artists = _strings(about["artist"])
@@ -170,8 +170,8 @@ def bags(profile: Profile, root: Path | str) -> Bags:
 
 
 # Each function notes facts and broken tracks, and returns the result of :func:`_matrix` for plays;
-# a row (item, track, artist, name) for each item; rows (track, tag, val); a row (track, item,
-# artist, hot) for each track; the artists whose tags are for training and for testing, or None.
+# rows (track, item, artist, name, hot), sorted by track; rows (track, tag, val); the artists whose
+# tags are for training and for testing, or None.
 
 
 def _load_msd(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
@@ -215,10 +215,7 @@ def _load_msd(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
     sides = [raw.lines(root / f"artists_{part}.txt", empty=False) for part in ("train", "test")]
     if shared := set(sides[0]) & set(sides[1]):
         raise BadInput(f"{root}: {min(shared)} is in artists_train.txt and in artists_test.txt")
-    # Several tracks can be one song. The paper does not say which one speaks for it: our choice
-    # is the smallest id. No song with a bad track is left among the plays.
-    items = songs.unique("item", keep="first", maintain_order=True)
-    return plays, items, tagged.drop_nulls(), songs, sides
+    return plays, songs, tagged.drop_nulls(), sides
 
 
 def _about_tracks(tree: Path, facts: dict, broken: dict) -> pl.DataFrame:
@@ -284,11 +281,11 @@ def _load_lastfm(profile: Profile, root: Path, facts: dict, broken: dict) -> tup
     # of several spellings, the one that is played most
     spelt = listening.group_by("item", "track", "name").agg(pl.col("weight").sum())
     spelt = spelt.sort("item", "weight", "name", descending=[False, True, False])
-    items = spelt.unique("item", keep="first", maintain_order=True).with_columns(artist="item")
+    tracks = spelt.unique("item", keep="first", maintain_order=True)
+    tracks = tracks.with_columns(artist="item", hot=None)
     names = raw.table(path, {"tagID": pl.Int32, "tagValue": pl.String}, "tags.dat", "cp1252")
     tagged = tagging.join(names, on="tagID").group_by("track", tag="tagValue").agg(val=pl.len())
-    tracks = items.select("track", "item", artist="track", hot=None)  # one track, one artist
-    return plays, items, tagged, tracks, None
+    return plays, tracks, tagged, None
 
 
 def _descriptors(root: Path, key: str) -> pl.DataFrame:
@@ -322,7 +319,7 @@ def _load_spotify(profile: Profile, root: Path, facts: dict, broken: dict) -> tu
     tagged = tracks.select("track", tag=pl.col("tags").str.split(",")).explode("tag")
     tagged = tagged.with_columns(pl.col("tag").str.strip_chars().str.replace_all("_", " "))
     tagged = tagged.filter(~pl.col("tag").is_in(["", "nan"])).with_columns(val=pl.lit(1.0))
-    return _matrix(listening, path), tracks, tagged, tracks, None
+    return _matrix(listening, path), tracks, tagged, None
 
 
 def _load_citeulike(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
@@ -343,7 +340,7 @@ def _load_citeulike(profile: Profile, root: Path, facts: dict, broken: dict) -> 
     plays = saved.select(user=_article(pl.col("line")), item=_article(pl.col("id")), n="count")
     tagged = given.join(tags.with_columns(pl.col("line").cast(pl.Int64)), on="line")
     tagged = tagged.select("tag", track=_article(pl.col("id")), val=pl.lit(1.0))
-    return _matrix(plays, root / "users.dat"), articles, tagged, articles, None
+    return _matrix(plays, root / "users.dat"), articles, tagged, None
 
 
 def _article(number):
