@@ -51,7 +51,6 @@ def fetch(arguments: list[str]) -> int:
     add("names", nargs="*", metavar="NAME", help=f"a file, or of {', '.join(_REAL)}")
     add("--data", metavar="DIR", help="folder to put them in (default: data)")
     add("--mirror", metavar="URL", default="", help="a folder that has the files")
-    add("--offline", action="store_true", help="only say what is missing")
     add("--list", action="store_true", help="describe all files and stop")
     given = parser.parse_args(arguments)
     root = Path(given.data).absolute() if given.data else data_root()
@@ -66,12 +65,9 @@ def fetch(arguments: list[str]) -> int:
         profile = PROFILES.get(name)
         wanted += files.required(profile, root) if profile else [files.find(name, root)]
     for source in dict.fromkeys(wanted):
-        there = source.path.exists()
-        about = "there" if there else f"{source.size}, {source.licence}"
+        about = "there" if source.path.exists() else f"{source.size}, {source.licence}"
         print(f"{source.path.name}: {about}", flush=True)
         try:
-            if given.offline and not there:
-                raise files.FetchError(files.described(source))
             files.fetch(source, mirror=given.mirror)
         except (files.FetchError, OSError) as error:
             print(error)

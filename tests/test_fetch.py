@@ -232,8 +232,6 @@ def test_the_command_fetches_what_a_profile_reads_and_says_what_it_cannot(server
     where = ["--data", str(tmp_path)]
     status, told = command(capsys, "lastfm", *where, "--mirror", server.url)
     assert status == 1 and "hash" in told and "log in to kaggle.com" in told
-    status, told = command(capsys, "lastfm", *where, "--offline")
-    assert status == 1 and "missing hetrec2011-lastfm-2k.zip" in told
     assert command(capsys, "no such", *where)[0] == 2
     status, told = command(capsys, "--list", *where)
     licences = [files.find(name, tmp_path).licence for name in files.NAMES]

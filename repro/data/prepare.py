@@ -2,8 +2,8 @@
 
 The files are those of :mod:`repro.data.files`, read by :mod:`repro.data.raw`. A source is
 
-- ``msd``, and ``world``, the synthetic one in its formats: Taste Profile triplets, MSD tracks with
-  timbre, last.fm tags; ``subset`` is the same for the MSD's 10,000-song subset;
+- ``msd``, ``world``, synthetic in its formats, and ``subset``, the MSD's of 10,000 songs: Taste
+  Profile triplets, MSD tracks with timbre, last.fm tags;
 - ``spotify``: play counts, tags and descriptors of MSD tracks, one table each;
 - ``lastfm``: HetRec's listening to and tags of artists, with descriptors of their tracks, or with
   MSD tracks;
@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,6 +88,8 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     # is the smallest id.
     items = tracks.unique("item", keep="first", maintain_order=True)
     items = pl.DataFrame({"item": ids}).join(items, on="item", how="left", maintain_order="left")
+    if items["track"].null_count() == len(ids):
+        raise BadInput(f"{root}: listening and content have no {profile.item} in common")
     facts |= {"users": len(users), f"{profile.item}s": len(ids)}
     facts |= {f"user-{profile.item} pairs": plays.nnz}
     facts |= {f"{profile.item}s without a track": items["track"].null_count()}
@@ -120,15 +123,15 @@ class Bags:
     of one whose file cannot be read: one among a million must not stop a run.
     """
 
-    def __init__(self, read: Callable[[str], np.ndarray], dims: int):
+    def __init__(self, read: Callable[[str], np.ndarray | None], dims: int):
         self._read, self._none = read, np.empty((0, dims), np.float32)
 
     def __call__(self, track: str) -> np.ndarray:
         """Return the frames of one track."""
-        try:
-            return self._read(track) if track else self._none
-        except BadInput:
-            return self._none
+        with suppress(BadInput):
+            if track and (found := self._read(track)) is not None:
+                return found
+        return self._none
 
     def broken(self, silent: Iterable[str], of: int) -> dict[str, str]:
         """Return which of the tracks that gave no frames cannot be read, and why, read again.
@@ -165,23 +168,21 @@ def bags(profile: Profile, root: Path | str) -> Bags:
     table = _descriptors(root, "artist" if profile.source == "lastfm" else "track_id")
     rows = table.partition_by("track", as_dict=True, include_key=False)
     frames = {track: table.to_numpy().astype(np.float32) for (track,), table in rows.items()}
-    none = np.empty((0, len(DESCRIPTORS)), np.float32)
-    return Bags(lambda track: frames.get(track, none), len(DESCRIPTORS))
+    return Bags(frames.get, len(DESCRIPTORS))
 
 
 # Each function notes facts and broken tracks, and returns the result of :func:`_matrix` for plays;
-# rows (track, item, artist, name, hot), sorted by track; rows (track, tag, val); the artists whose
-# tags are for training and for testing, or None.
+# rows (track, item, artist, name, hot), the one that speaks for an item first; rows (track, tag,
+# val); the artists whose tags are for training and for testing, or None.
 
 
 def _load_msd(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
     """Follow the authors' recipe: ISMIR sec. 4.2 for listening, their code for tags."""
-    origin = root / _TREES.get(profile.source, "track_metadata.db")
     if profile.source == "subset":
-        songs = _about_tracks(origin, facts, broken).filter(pl.col("item") != "")
+        songs = _about_tracks(root / _TREES["subset"], facts, broken).filter(pl.col("item") != "")
     else:
         songs = raw.query(
-            origin,
+            root / "track_metadata.db",
             "SELECT track_id AS track, song_id AS item, artist_id AS artist,"
             " artist_name || ' - ' || title AS name FROM songs",
             dict.fromkeys(("track", "item", "artist", "name"), pl.String),
@@ -192,7 +193,6 @@ def _load_msd(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
 
     path = find("train_triplets.txt.zip", root).path
     triplets = raw.triplets(path)
-    _require_shared(triplets["song"], path, songs["item"], origin)
     facts["triplets read"] = triplets.height
     if profile.source == "subset":
         triplets = triplets.filter(_of(songs["item"]))
@@ -209,10 +209,9 @@ def _load_msd(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
         " FROM tid_tag JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag",
         {"track": pl.String, "tag": pl.String, "val": pl.Float64},
     )
-    _require_shared(tagged["track"], root / "lastfm_tags.db", songs["track"], origin)
     if profile.source == "subset":
         tagged = tagged.join(songs, on="track", how="semi")
-    sides = [raw.lines(root / f"artists_{part}.txt", empty=False) for part in ("train", "test")]
+    sides = [raw.lines(root / f"artists_{part}.txt") for part in ("train", "test")]
     if shared := set(sides[0]) & set(sides[1]):
         raise BadInput(f"{root}: {min(shared)} is in artists_train.txt and in artists_test.txt")
     return plays, songs, tagged.drop_nulls(), sides
@@ -247,8 +246,6 @@ def _load_lastfm(profile: Profile, root: Path, facts: dict, broken: dict) -> tup
     artists = artists.select("name", artistID="id", item=_keys("name"))
     listening = raw.table(path, counts, "user_artists.dat")
     tagging = raw.table(path, given, "user_taggedartists.dat")
-    for name, ids in ("user_artists", listening), ("user_taggedartists", tagging):
-        _require_shared(ids["artistID"], f"{path}: {name}.dat", artists["artistID"], "artists.dat")
     facts |= {"users read": listening["userID"].n_unique(), "artists read": artists.height}
     facts |= {"user-artist pairs read": listening.height, "tag assignments read": tagging.height}
 
@@ -257,25 +254,22 @@ def _load_lastfm(profile: Profile, root: Path, facts: dict, broken: dict) -> tup
         listening = listening.filter(pl.col("userID") % 2 == 0)
         tagging = tagging.filter(pl.col("userID") % 2 == 1)
     if profile.content == "timbre":
-        origin = root / _TREES["lastfm"]
-        content = _about_tracks(origin, facts, broken).select("track", item=_keys("artist_name"))
+        content = _about_tracks(root / _TREES["lastfm"], facts, broken)
+        content = content.select("track", item=_keys("artist_name"))
         # One track an artist, the smallest id: bags must not grow with popularity.
         content = content.unique("item", keep="first", maintain_order=True)
     else:
-        origin = root / "Music Info.csv"
         content = _descriptors(root, "artist").select("track", item="track").unique()
-    _require_shared(artists["item"], f"{path}: artists.dat", content["item"], origin)
     linked = artists.filter(pl.col("item") != "").join(content, on="item")
     for table in listening, tagging:
         linked = linked.join(table, on="artistID", how="semi")
     listening = listening.join(linked, on="artistID")
     tagging = tagging.join(linked, on="artistID")
     facts["names of artists with listening, tags and content"] = linked.height
-    facts |= {"their users": listening["userID"].n_unique()}
-    facts |= {"their user-artist pairs": listening.height, "their tag assignments": tagging.height}
+    facts["their tag assignments"] = tagging.height
     # A tag of fewer than five people is a private note.
     tagging = tagging.join(people.filter(pl.col("people") >= 5), on="tagID", how="semi")
-    facts["their tag assignments with tags that five people use"] = tagging.height
+    facts["those with tags that five people use"] = tagging.height
 
     plays = _matrix(listening.select(pl.col("userID").cast(pl.String), "item", "weight"), path)
     # of several spellings, the one that is played most
@@ -311,7 +305,6 @@ def _load_spotify(profile: Profile, root: Path, facts: dict, broken: dict) -> tu
 
     path = root / "User Listening History.csv"
     listening = raw.history(path)
-    _require_shared(listening["song"], path, tracks["track"], root / "Music Info.csv")
     facts["user-track pairs read"] = listening.height
     listening = listening.filter(_of(tracks["track"]))
     facts["pairs of known tracks"] = listening.height
@@ -327,11 +320,10 @@ def _load_citeulike(profile: Profile, root: Path, facts: dict, broken: dict) -> 
     counts, words = words_of(root)
     n = counts.shape[0]
     saved, given = (raw.listed(root / f"{name}.dat", n) for name in ("users", "tag-item"))
-    tags = pl.DataFrame({"tag": raw.lines(root / "tags.dat", empty=False)}).with_row_index("line")
+    tags = pl.DataFrame({"tag": raw.lines(root / "tags.dat")}).with_row_index("line")
     if tags.height <= given["line"].max():
         raise BadInput(f"{root / 'tag-item.dat'}: more lines than tags.dat has tags")
-    facts |= {"users read": saved["line"].n_unique(), "articles read": n}
-    facts |= {"user-article pairs read": saved.height, "article-tag pairs read": given.height}
+    facts |= {"articles read": n, "article-tag pairs read": given.height}
     # an article's name for people: its number and the three words that it uses most
     most = [row.indices[np.argsort(-row.data, kind="stable")[:3]] for row in counts]
     told = [f"{i} ({', '.join(words[some])})" for i, some in enumerate(most)]
@@ -349,7 +341,7 @@ def _article(number):
 
 def words_of(root: Path | str) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Return how often each article has each word (csr_matrix, by their numbers), and the words."""
-    words = np.array(raw.lines(Path(root) / "vocabulary.dat", empty=False))
+    words = np.array(raw.lines(Path(root) / "vocabulary.dat"))
     read = raw.listed(Path(root) / "mult.dat", len(words), counted=True)
     places = read["line"].to_numpy(), read["id"].to_numpy()
     shape = places[0].max() + 1, len(words)
@@ -372,14 +364,6 @@ def frequent_words(
 # --- all ----------------------------------------------------------------------------------------
 
 
-def _require_shared(ids: pl.Series, origin, others: pl.Series, other_origin) -> None:
-    """Raise BadInput when two files that are joined by their ids have none in common."""
-    ids, others = (column.unique().cast(pl.String) for column in (ids, others))
-    if not ids.is_in(others.implode()).any():
-        told = f"have no id in common: the first are {ids.min()!r:.60} and {others.min()!r:.60}"
-        raise BadInput(f"{origin} and {other_origin} {told}")
-
-
 def _of(songs: pl.Series) -> pl.Expr:
     return pl.col("song").is_in(songs.unique().cast(pl.Categorical).implode())
 
@@ -400,9 +384,9 @@ def _tags(tagged: pl.DataFrame, min_tracks: int, facts: dict[str, int]) -> tuple
     frequent = frequent.filter(pl.col("n") >= min_tracks)["tag"].to_list()
     plain = {tag: re.sub(r"[-_ ]+", " ", tag.lower()) for tag in frequent}
     stems = {t: sanitise(t) for t in frequent if not _NOT_ABOUT_SOUND.search(plain[t])}
+    stem = pl.col("tag").replace_strict(stems, default="", return_dtype=pl.String)
     merged = (
-        tagged.filter(pl.col("tag").is_in(list(stems)))
-        .with_columns(stem=pl.col("tag").replace_strict(stems, return_dtype=pl.String))
+        tagged.with_columns(stem=stem)
         .filter(pl.col("stem") != "")
         .group_by("track", "stem")
         .agg(pl.col("val").sum())

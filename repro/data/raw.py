@@ -114,12 +114,9 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
     return frame.drop("line")
 
 
-def lines(path: Path, empty: bool = True) -> list[str]:
-    """Read one id per line; BadInput when there is none, unless the list may be ``empty``."""
-    found = path.read_text(encoding="utf8", errors="replace").replace('"', " ").split()
-    if not (found or empty):
-        raise BadInput(f"{path}: expected one id a line, found none")
-    return found
+def lines(path: Path) -> list[str]:
+    """Read one id per line."""
+    return path.read_text(encoding="utf8", errors="replace").replace('"', " ").split()
 
 
 def listed(path: Path, below: int, counted: bool = False) -> pl.DataFrame:
@@ -136,29 +133,24 @@ def listed(path: Path, below: int, counted: bool = False) -> pl.DataFrame:
             wanted = "n and n times id:count" if counted else "n and n ids"
             raise BadInput(f"{path}, line {line + 1}: expected {wanted}, found {text[:100]!r}")
         found += [(line, *map(int, one.split(":")), 1)[:3] for one in pairs]
-    if not found:
-        raise BadInput(f"{path}: expected lines of ids, found none")
-    table = pl.DataFrame(found, ["line", "id", "count"], orient="row")
-    if table["id"].max() >= below:
-        raise BadInput(f"{path}: expected ids below {below}, found {table['id'].max()}")
-    return table
+    largest = max((row[1] for row in found), default=None)
+    if largest is None or largest >= below:
+        raise BadInput(f"{path}: expected ids below {below}, found {largest}")
+    return pl.DataFrame(found, ["line", "id", "count"], orient="row")
 
 
 def query(path: Path, sql: str, kinds: dict) -> pl.DataFrame:
     """Return the rows of an SQL query, with columns of the given polars types; take no lock.
 
-    Text that is not UTF-8 is read with replacements; BadInput is raised when there is no row.
+    Text that is not UTF-8 is read with replacements.
     """
     address = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(address, uri=True)) as database:
             database.text_factory = lambda raw: raw.decode("utf8", "replace")
-            found = pl.read_database(sql, database, schema_overrides=kinds)
+            return pl.read_database(sql, database, schema_overrides=kinds)
     except (sqlite3.Error, pl.exceptions.PolarsError) as error:
         raise BadInput(f"{path}: not the expected SQLite file; {error}") from error
-    if not found.height:
-        raise BadInput(f"{path}: holds none of the rows that are read")
-    return found
 
 
 def place(tree: Path, track: str) -> Path:
@@ -215,10 +207,8 @@ def _opened_by(reader: Callable, path: str):
 
 def _timbre(file: h5py.File) -> np.ndarray:
     frames = file["analysis/segments_timbre"][()].astype(np.float32)
-    if frames.ndim != 2 or frames.shape[1] != TIMBRE_DIM:
-        raise ValueError(f"found {frames.shape}")
-    if not np.isfinite(frames).all():
-        raise ValueError("found values that are not finite")
+    if frames.ndim != 2 or frames.shape[1] != TIMBRE_DIM or not np.isfinite(frames).all():
+        raise ValueError(f"found {frames.shape}, or values that are not finite")
     return frames
 
 
