@@ -3,6 +3,7 @@
 #   ./run_all.sh [--profile NAME] [--only NN | --from NN | --full] [--force] [--list]
 #                [--device auto|cpu|cuda] [--data DIR]
 #   ./run_all.sh fetch [NAMES...] [--list]           download and check what the real profiles read
+#   ./run_all.sh recommend [NAMES...] [--csv FILE] [--profile NAME]    for what you like yourself
 #   ./run_all.sh test [pytest options]
 #   ./run_all.sh benchmarks [NAMES...] [--small]     beside other libraries, in an environment apart
 set -euo pipefail

@@ -6,10 +6,11 @@ import signal
 import sys
 from pathlib import Path
 
-from repro.config import PROFILES, REAL, VARIANTS, data_root
+from repro.config import PROFILES, REAL, ROOT, VARIANTS, data_root, results_root
 from repro.data import files
 from repro.pipeline import runner
 
+TASTE = ROOT / "notebooks" / "11_your_own_taste.ipynb"
 _REAL = [profile.name for profile in REAL]
 
 
@@ -18,8 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
     # SIGTERM ends what is under way as Ctrl-C does, a kernel with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["fetch"]:
-        return fetch(arguments[1:])
+    if arguments[:1] in (["fetch"], ["recommend"]):
+        return {"fetch": fetch, "recommend": recommend}[arguments[0]](arguments[1:])
     what = "Execute the notebooks in order; what is up to date is skipped."
     also = "./run_all.sh test runs the tests; ./run_all.sh fetch gets data."
     parser = argparse.ArgumentParser(prog="run_all.sh", description=what, epilog=also)
@@ -73,6 +74,31 @@ def fetch(arguments: list[str]) -> int:
             print(error)
             status = runner.FAILED
     return status
+
+
+def recommend(arguments: list[str]) -> int:
+    """Print what the last notebook recommends for some names, and return the exit status."""
+    import pandas as pd
+    from papermill.exceptions import PapermillExecutionError
+
+    what = "What the model recommends to somebody who likes what is named, by the last notebook."
+    parser = argparse.ArgumentParser(prog="run_all.sh recommend", description=what)
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="artists or songs; close names are found")
+    add("--csv", metavar="FILE", help="more names: the column name of a table")
+    add("--profile", metavar="NAME", default="lastfm", help="its results (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        liked = given.names + (pd.read_csv(given.csv)["name"].tolist() if given.csv else [])
+        how = {"profile": given.profile, "liked": liked or None}
+        runner.execute(TASTE, None, how, sys.stdout)
+    except (PapermillExecutionError, OSError, KeyError) as error:
+        print(getattr(error, "evalue", error))
+        return runner.FAILED
+    tables = results_root() / "scratch" / given.profile / TASTE.stem / "tables"
+    for name in ("played", "unplayed"):
+        print((tables / f"{name}.md").read_text("utf-8"))
+    return runner.DONE
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import nbformat
 import numpy as np
 import pytest
 
+from repro.__main__ import main
 from repro.config import ROOT, named
 from repro.data import prepare
 from repro.models import tagnet, vq, wmf
@@ -71,3 +72,17 @@ def test_a_new_song_is_scored_from_its_frames_and_artefacts_alone(whole_run, kin
     scores = model.theta @ wmf.cold_factors(content, model.w)[0]
     expected = model.theta @ model.cold[row]
     assert np.ptp(expected) > 0.001 and np.allclose(scores, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_names_are_recommended_for_from_the_command_line(whole_run, monkeypatch, capsys):
+    monkeypatch.setenv("REPRO_RESULTS", str(whole_run))
+    den = Store(named("smoke"), whole_run).load("den")
+    mine = whole_run / "mine.csv"
+    mine.write_text(f'name,count\n"{den.item_names[1]}",3\n')
+    names = [f"{den.item_names[0]}x"]
+    assert main(["recommend", *names, "--csv", str(mine), "--profile", "smoke"]) == runner.DONE
+    told = capsys.readouterr().out
+    assert f"{den.item_names[0]}  ·  {den.item_names[1]}" in told and told.count("| name") == 2
+    assert any(name in told for name in den.cold_names)
+    assert main(["recommend", "--profile", "lastfm"]) == runner.FAILED
+    assert "run the earlier notebooks first" in capsys.readouterr().out

@@ -144,7 +144,7 @@ class Pipeline:
             files.write_json(kept / "key.json", key)
         parameters = {"profile": self.profile.name, "device": self.device}
         name = f"{notebook}.ipynb"
-        _publish(_execute(self.notebooks / name, partial / name, parameters), partial)
+        _publish(execute(self.notebooks / name, partial / name, parameters), partial)
         record = {"seconds": round(time.monotonic() - started, 1), "key": key}
         record |= _read(partial / run.RECORD) | {"outputs": _digests(partial)}
         files.write_json(partial / run.RECORD, record)
@@ -181,8 +181,11 @@ def _digests(folder: Path) -> dict[str, str]:
     return {name: files.sha256(p) for name, p in found.items() if name != run.RECORD}
 
 
-def _execute(source: Path, page: Path, parameters: dict[str, str]):
-    """Execute a notebook with the interpreter at work, whatever kernels Jupyter knows of."""
+def execute(source: Path, page: Path | None, parameters: dict, output=None):
+    """Execute a notebook with the interpreter at work, whatever kernels Jupyter knows of.
+
+    Without a ``page`` to write it is as run by hand; what cells print goes to ``output``.
+    """
     import papermill
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
@@ -195,16 +198,16 @@ def _execute(source: Path, page: Path, parameters: dict[str, str]):
 
     how = {"kernel_name": "python3", "language": "python", "kernel_manager_class": Kernel}
     how |= {"cwd": str(source.parent), "start_timeout": 120, "coalesce_streams": True}
-    os.environ["REPRO_KEY"] = "1"  # the kernel inherits it
+    os.environ |= {"REPRO_KEY": "1"} if page else {}  # the kernel inherits it
     try:
         return papermill.execute_notebook(
-            source, page, parameters, progress_bar=False, stdout_file=_Bars(), **how
+            source, page, parameters, progress_bar=False, stdout_file=output or _Bars(), **how
         )
     except DeadKernelError as error:
         why = "its process was ended, as a rule for want of memory"
         raise ChildProcessError(why) from error
     finally:
-        del os.environ["REPRO_KEY"]
+        os.environ.pop("REPRO_KEY", None)
 
 
 def _relinked(cell):
