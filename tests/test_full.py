@@ -1,6 +1,8 @@
 """A whole run with companions and studies, small: what ``--full`` makes, and that it resumes."""
 
 import json
+import re
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
@@ -33,6 +35,20 @@ def test_no_page_has_warnings_or_folders_of_this_machine(whole_run):
     outputs = [output for cell in cells for output in cell.get("outputs", ())]
     assert outputs and not [output for output in outputs if output.get("name") == "stderr"]
     assert not [output for output in outputs if str(ROOT) in str(output)]
+
+
+def test_pages_need_no_network_and_every_link_leads_somewhere(whole_run):
+    pages = [whole_run / "index.html", *sorted((whole_run / "smoke").rglob("*.html"))]
+    assert len(pages) == 11
+    for page in pages:
+        text = page.read_text("utf-8")
+        assert "<script" not in text and "@import" not in text and 'src="http' not in text
+        assert not re.search(r"\\[a-z]", "".join(re.findall("<math.*?</math>", text, re.DOTALL)))
+        for link in re.findall(r'(?:href|src)="([^"]+)"', text):
+            path, _, place = link.partition("#")
+            if not link.startswith(("data:", "https:")):
+                assert (page.parent / unquote(path)).exists() if path else f'id="{place}"' in text
+    assert "<math" in text and "<details>" in text
 
 
 def test_the_page_of_results_leads_with_the_seeds(whole_run):

@@ -48,7 +48,8 @@ def test_the_lock_is_complete_and_within_the_ranges(required):
 
 
 def test_everything_imported_is_required(required):
-    own = {"repro", "IPython", "ipykernel", "nbclient", "jupyter_client"}  # come with jupyterlab
+    own = {"repro", "IPython", "ipykernel", "nbclient", "jupyter_client"}
+    own |= {"pygments"}  # these come with jupyterlab
     names = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
     found = set()
     for path in (ROOT / "repro").rglob("*.py"):

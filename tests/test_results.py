@@ -1,5 +1,6 @@
 """What a notebook saves comes back, looks the same twice, and lies where it should."""
 
+import html
 import json
 import shutil
 from dataclasses import replace
@@ -13,6 +14,7 @@ from scipy import sparse
 
 from repro import config
 from repro.data.files import sha256, write_json
+from repro.pipeline import report
 from repro.pipeline.run import RECORD, Checkpoint, Points, Run, Store
 
 AWKWARD = "A$AP | <b>Ke$ha</b> & Æ"
@@ -75,6 +77,11 @@ def test_a_table_is_numbers_in_csv_and_typeset_on_the_page(run):
     assert {path.name for path in tables.glob("long.*")} == {"long.csv"}
     run.table(pd.DataFrame({"n": [1]}, index=["deep"]), "index", "Counts")
     assert all("deep" in (tables / f"index.{e}").read_text("utf-8") for e in ("csv", "md", "tex"))
+
+
+def test_formulas_are_typeset_and_names_are_not():
+    page = report._html("$x$, A&#36;AP and Ke&#36;ha\n\n$$\\sum_i x_i$$")
+    assert page.count("<math") == 2 and "A$AP and Ke$ha" in html.unescape(page)
 
 
 def test_a_figure_is_the_same_twice_and_closed(run):

@@ -143,9 +143,7 @@ def test_a_whole_run_then_nothing_then_each_cause(project, capsys):
     assert (project.made / "index.html").exists()
     manifest = json.loads((project.made / "manifest.json").read_text("utf-8"))
     assert manifest["01_first"]["checks"] == ["three numbers"]
-    assert set(manifest["01_first"]["outputs"]) == {
-        *("artifacts/numbers.npz", "01_first.ipynb", "01_first.html")
-    }
+    assert set(manifest["01_first"]["outputs"]) == {*("artifacts/numbers.npz", "01_first.ipynb")}
     assert str(project.notebooks) not in (project.made / "01_first/01_first.ipynb").read_text()
 
     assert project.run() == (DONE, [])
@@ -173,13 +171,15 @@ def test_new_words_reach_the_page_without_a_run(project, capsys):
     path = project.notebooks / "01_first.ipynb"
     notebook = nbformat.read(path, 4)
     notebook.cells[0].source = "# Better words"
-    notebook.cells.insert(3, nbformat.v4.new_markdown_cell("[More](02_second.ipynb) of *them*."))
+    notebook.cells.insert(
+        3, nbformat.v4.new_markdown_cell("[I](01_first.ipynb), [no](02_no.ipynb)")
+    )
     notebook.cells[1].execution_count = 7
     nbformat.write(notebook, path)
     assert project.run(only="01") == (DONE, [])
     assert "01_first: text renewed" in capsys.readouterr().out
     page = (project.made / "01_first/01_first.html").read_text("utf-8")
-    assert "Better words" in page and '<a href="../02_second/02_second.html">More</a>' in page
+    assert "Better words" in page and '<a href="../01_first/01_first.html">I</a>, no<' in page
     assert "Better words" in (project.made / "README.md").read_text("utf-8")
     done = nbformat.read(project.made / "01_first/01_first.ipynb", 4)
     assert sum(cell.cell_type == "code" for cell in done.cells) == 4  # with the injected one

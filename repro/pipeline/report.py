@@ -1,13 +1,16 @@
-"""The page that says what was found, and the manifest, from the records of the notebooks."""
+"""What a reader opens: a page per notebook, a profile's index, and the landing page of all."""
 
 from __future__ import annotations
 
 import html
 import json
+import os
 import re
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+from repro.config import DEMO, REAL, ROOT
 from repro.data.files import write_json
 from repro.pipeline.run import shown_width
 
@@ -18,24 +21,37 @@ SYNTHETIC = (
     "> **Synthetic.** Everything on this page was computed from invented data that carry a known "
     "pattern. It shows that the method works as written; it says nothing about real listeners.\n"
 )
+FOLDED = """{% extends "basic/index.html.j2" %}{% block input_group %}
+{% if ["plumbing", "injected-parameters"] | select("in", cell.metadata.get("tags", [])) | list %}
+<details><summary>code</summary>{{ super() }}</details>{% else %}{{ super() }}{% endif %}
+{% endblock %}"""
+STYLE = """
+body {max-width: 1120px; margin: 0 auto; padding: 12px 24px; font: 16px/1.5 sans-serif}
+h1, h2, h3, p, li, pre, nav, summary {max-width: 900px}
+nav, small, summary, table, pre {font-size: 13px}
+nav {color: #666} summary {color: #666; cursor: pointer}
+a {color: #0173b2; text-decoration: none} .anchor-link {visibility: hidden}
+img {max-width: 100%; height: auto} math {font-size: 1.1em}
+pre, .wide {overflow-x: auto; line-height: 1.35}
+.highlight {background: #f6f6f6; padding: 2px 10px; margin: 6px 0; max-width: 880px}
+table {border-collapse: collapse; margin: 8px 0}
+td, th {padding: 2px 10px 2px 0; border-bottom: 1px solid #ddd; vertical-align: top}
+"""
 
 
 def write(pipeline) -> str:
-    """Write page and manifest of a pipeline's results; return the headline as plain text."""
-    folder = pipeline.folder
+    """Write pages and manifest of a pipeline's results; return the headline as plain text."""
     records = {name: record for name in pipeline.all if (record := pipeline.record(name))}
     stale = [n for n in {*pipeline.ordinary, *records} if pipeline.stale(n)]
-    text, headline = page(folder, records, sorted(stale))
-    readme, index, manifest = (folder / name for name in FILES)
-    write_json(manifest, records)
-    if not (index.exists() and readme.exists() and readme.read_text("utf-8") == text):
-        readme.write_text(text, "utf-8")
-        index.write_text(_html(text), "utf-8")
+    text, headline = summary(pipeline.folder, records, sorted(stale))
+    (pipeline.folder / "README.md").write_text(text, "utf-8")
+    write_json(pipeline.folder / "manifest.json", records)
+    write_pages(pipeline.folder)
     return html.unescape(re.sub(r"</?\w+>", "", headline).replace("**", "  ")).strip()
 
 
-def page(folder: Path, records: dict[str, dict], stale: list[str]) -> tuple[str, str]:
-    """Return the report as Markdown, its links relative to ``folder``, and its headline table.
+def summary(folder: Path, records: dict[str, dict], stale: list[str]) -> tuple[str, str]:
+    """Return what was found as Markdown, its links relative to ``folder``, and its headline table.
 
     The tables over seeds lead it, where a notebook has made them that is not stale: in a fresh
     clone they are of other code than what has just run.
@@ -49,9 +65,8 @@ def page(folder: Path, records: dict[str, dict], stale: list[str]) -> tuple[str,
     lines += [f"> **Not up to date:** {', '.join(stale)}.\n"] if stale else []
     lines += top.values()
     for name, record in records.items():
-        cells = json.loads((folder / name / f"{name}.ipynb").read_text("utf-8"))["cells"]
-        title = "".join(cells[0]["source"]).splitlines()[0].removeprefix("# ")
-        lines += [f"\n## {title}\n\n[page]({name}/{name}.html), [notebook]({name}/{name}.ipynb)\n"]
+        links = f"[page]({name}/{name}.html), [notebook]({name}/{name}.ipynb)"
+        lines += [f"\n## {_title(folder, name)}\n\n{links}\n"]
         lines += [_shown(folder, name, **one) for one in record["shown"] if one["name"] not in top]
     libraries = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
     data = [record["facts"]["data"] for record in records.values() if "data" in record["facts"]]
@@ -68,6 +83,11 @@ def page(folder: Path, records: dict[str, dict], stale: list[str]) -> tuple[str,
     return "\n".join([*lines, ""]), next(iter(top.values()), "")
 
 
+def _title(folder: Path, name: str) -> str:
+    first = json.loads((folder / name / f"{name}.ipynb").read_text("utf-8"))["cells"][0]
+    return "".join(first["source"]).splitlines()[0].removeprefix("# ")
+
+
 def _shown(folder: Path, notebook: str, kind: str, name: str, caption: str) -> str:
     """Return a figure or a table as Markdown; a long table is linked, not shown."""
     if kind == "figure":
@@ -82,12 +102,73 @@ def _shown(folder: Path, notebook: str, kind: str, name: str, caption: str) -> s
     return table if short else f"Table: [{caption}]({link})\n"
 
 
-def _html(text: str) -> str:
+def write_pages(folder: Path) -> None:
+    """Write the pages of a folder of results from what is in it, and the landing page beside it."""
     import nbformat
     from nbconvert import HTMLExporter
 
+    names = list(json.loads((folder / "manifest.json").read_text("utf-8")))
+    filters = {"markdown2html": partial(_html, names=names)}
+    bare = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(raw_template=FOLDED, filters=filters, **bare)
+    for i, name in enumerate(names):
+        links = {"All results": "../index.html"}
+        around = {"Previous": names[:i][-1:], "Next": names[i + 1 :][:1]}
+        for mark, others in around.items():
+            links |= {f"{mark}: {_title(folder, o)}": f"../{o}/{o}.html" for o in others}
+        notebook = nbformat.read(folder / name / f"{name}.ipynb", as_version=4)
+        _write(folder / name / f"{name}.html", links, exporter.from_notebook_node(notebook)[0])
     # A repository shows README.md and Markdown tables; a browser wants the CSV to open.
+    text = (folder / "README.md").read_text("utf-8")
     text = re.sub(r"(\(\w+/tables/[^)]+)\.md\)", r"\1.csv)", text)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text, id="report")])
-    title = {"metadata": {"name": text.splitlines()[0].removeprefix("# ")}}
-    return HTMLExporter(exclude_input_prompt=True).from_notebook_node(notebook, title)[0]
+    _write(folder / "index.html", {"All profiles": "../index.html"}, _html(text))
+    _write(folder.parent / "index.html", {}, _html(landing(folder.parent)))
+
+
+def landing(root: Path) -> str:
+    """Return the question and the findings, as README.md opens with them, and all profiles."""
+    text = (ROOT / "README.md").read_text("utf-8").partition("\n## ")[0]
+    text = re.sub(r"\]\((?!\w+:)", f"]({os.path.relpath(ROOT, root)}/", text)
+    for profile in (*REAL, DEMO):
+        if (path := root / profile.name / "README.md").exists():
+            table = re.search(r"\*\*[^*]+\*\*\n\n\|.*?</small>", path.read_text("utf-8"), re.DOTALL)
+            text += f"\n## {profile.label}\n\n[Profile {profile.name}]({profile.name}/index.html)\n"
+            text += f"\n{table[0]}\n" if table else ""
+    return text
+
+
+def _html(text: str, names=()) -> str:
+    """Return Markdown as HTML, with formulas in MathML, and links to ``names`` as to pages."""
+    from latex2mathml.converter import convert
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):
+        def inline_math(self, body, display="inline"):
+            return re.sub(' xmlns=".*?"', "", convert(body, display=display))  # HTML needs none
+
+        def block_math(self, body):
+            return self.inline_math(body, "block")
+
+        def link(self, text, url, title=None):
+            if other := re.fullmatch(r"\.\./(\w+)/\1\.ipynb", url):
+                return super().link(text, f"{url[:-6]}.html") if other[1] in names else text
+            return super().link(text, url, title)
+
+    return MarkdownWithMath(renderer=Renderer(escape=False)).render(text)
+
+
+def _write(path: Path, links: dict[str, str], body: str) -> None:
+    """Write a page, which begins with links to others and with its contents."""
+    from pygments.formatters import HtmlFormatter
+
+    title = html.unescape(re.sub("<.*?>", "", re.search("<h1.*?(?=<a|</h1>)", body)[0]))
+    found = re.findall(r'<h2 id="(.*?)">(.*?)<a class="anchor-link"', body)
+    around = " · ".join(f'<a href="{url}">{text}</a>' for text, url in links.items())
+    inside = " · ".join(f'<a href="#{place}">{text}</a>' for place, text in found)
+    body = re.sub("<table.*?</table>", r'<div class="wide">\g<0></div>', body, flags=re.DOTALL)
+    path.write_text(
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n<title>{title}</title>\n'
+        f"<style>{STYLE}{HtmlFormatter().get_style_defs('.highlight')}</style></head><body>\n"
+        f"<nav>{around}</nav>\n<nav>On this page: {inside}</nav>\n{body}</body></html>\n",
+        "utf-8",
+    )

@@ -154,18 +154,19 @@ class Pipeline:
         return record
 
     def renew_text(self, notebook: str) -> bool:
-        """Bring the prose of an up-to-date notebook's page up to date without executing it."""
+        """Bring the prose of an up-to-date notebook up to date without executing it."""
         import nbformat
 
         folder = self.folder / notebook
         done = nbformat.read(folder / f"{notebook}.ipynb", as_version=4)
         executed = iter([cell for cell in done.cells if cell.cell_type == "code"])
-        cells = []
+        cells, before = [], json.dumps(done.cells, sort_keys=True)
         for cell in nbformat.read(self.notebooks / f"{notebook}.ipynb", as_version=4).cells:
             cells.append(next(executed) if cell.cell_type == "code" else _relinked(cell))
-            if "parameters" in cell.metadata.get("tags", []):
+            cells[-1].metadata.tags = cell.metadata.get("tags", [])
+            if "parameters" in cells[-1].metadata.tags:
                 cells.append(next(executed))  # those that papermill injected
-        if [cell.source for cell in cells] == [cell.source for cell in done.cells]:
+        if json.dumps(cells, sort_keys=True) == before:
             return False
         done.cells = cells
         _publish(done, folder)
@@ -176,7 +177,7 @@ class Pipeline:
 def _digests(folder: Path) -> dict[str, str]:
     """Return the digest of everything that a notebook made, by its name in the folder."""
     paths = [p for room in ("artifacts", "figures", "tables") for p in (folder / room).glob("*")]
-    paths += [*folder.glob("*.ipynb"), *folder.glob("*.html")]
+    paths += folder.glob("*.ipynb")
     found = {p.relative_to(folder).as_posix(): p for p in sorted(paths)}
     return {name: files.sha256(p) for name, p in found.items() if name != run.RECORD}
 
@@ -217,11 +218,9 @@ def _relinked(cell):
 
 
 def _publish(notebook, folder: Path) -> None:
-    """Write an executed notebook and its page, without what would differ in every run."""
+    """Write an executed notebook without what would differ in every run."""
     import nbformat
-    from nbconvert import HTMLExporter
 
-    name = folder.name.removesuffix(".partial")
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         for times in ("papermill", "execution"):
@@ -230,10 +229,8 @@ def _publish(notebook, folder: Path) -> None:
             cell.id = "injected-parameters"  # else at random
         if cell.cell_type == "markdown":
             _relinked(cell)
-    page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": name}})
-    page = re.sub(r'href="(\.\./\d\d_\w+/\d\d_\w+)\.ipynb', r'href="\1.html', page)
-    (folder / f"{name}.html").write_text(page, "utf-8")
-    (folder / f"{name}.ipynb").write_text(nbformat.writes(notebook) + "\n", "utf-8")
+    path = folder / f"{folder.name.removesuffix('.partial')}.ipynb"
+    path.write_text(nbformat.writes(notebook) + "\n", "utf-8")
 
 
 class _Bars(io.StringIO):
