@@ -171,9 +171,8 @@ def test_new_words_reach_the_page_without_a_run(project, capsys):
     path = project.notebooks / "01_first.ipynb"
     notebook = nbformat.read(path, 4)
     notebook.cells[0].source = "# Better words"
-    notebook.cells.insert(
-        3, nbformat.v4.new_markdown_cell("[I](01_first.ipynb), [no](02_no.ipynb)")
-    )
+    more = nbformat.v4.new_markdown_cell("[I](01_first.ipynb), [no](02_x.ipynb)")
+    notebook.cells.insert(3, more)
     notebook.cells[1].execution_count = 7
     nbformat.write(notebook, path)
     assert project.run(only="01") == (DONE, [])
