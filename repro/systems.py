@@ -63,8 +63,7 @@ class Split:
         """Return the confidence above one: of plays as such, or logarithmic or linear in counts."""
         alpha = alpha or self.profile.alpha
         if counts == "linear":  # Hu et al. 2008, sec. 4
-            data = (alpha * self.train.data).astype(np.float32)
-            return sp.csr_matrix((data, self.train.indices, self.train.indptr), self.train.shape)
+            return (alpha * self.train).astype(np.float32)
         return wmf.log_surplus(self.train, alpha, self.profile.eps, counts == "binary")
 
     def fit_wmf(self, surplus: sp.csr_matrix, features=None, **settings) -> Factors:
@@ -143,8 +142,7 @@ def _random(split: Split) -> Factors:
 
 
 def _popularity(split: Split) -> Factors:
-    listeners = np.bincount(split.train.indices, minlength=split.train.shape[1])
-    return Factors(*metrics.same_for_all(listeners, split.train.shape[0]))
+    return Factors(*metrics.same_for_all(split.train.getnnz(axis=0), split.train.shape[0]))
 
 
 def _bag_size(split: Split) -> Factors:
@@ -369,23 +367,14 @@ def search(
 ) -> tuple[dict, pd.DataFrame]:
     """Try settings of a system on ``split`` and return those of the highest NDCG on ``heldout``.
 
-    Parameters
-    ----------
-    heldout, exclude : csr_matrix
-        Validation pairs of the items, or, with ``cold``, of the split's cold items, and the pairs
-        that are not ranked.
-    points : repro.pipeline.run.Points
-        Keeps finished trials, which are not run again.
-    given, label : dict, optional
-        WMF's settings, for a system that takes some of them; and more columns of the trials, which
-        tell this search from others in the same ``points``.
+    ``heldout`` and ``exclude`` (csr_matrix) are validation pairs of the items or, with ``cold``, of
+    the split's cold ones, and pairs that are not ranked. :class:`repro.pipeline.run.Points` keep
+    finished trials, which are not run again. ``given`` has WMF's settings, of which some systems
+    take some; ``label`` is what tells this search from others in the same ``points``.
 
-    Returns
-    -------
-    dict and DataFrame
-        The best settings, with which ``SYSTEMS[name].fit`` is complete, and a row per trial: the
-        label, ``system``, each setting, ``settings`` in writing, ``NDCG``, ``R@40``, and which
-        settings are ``on the edge`` of their range.
+    With the best settings ``SYSTEMS[name].fit`` is complete. The table has a row per trial: the
+    label, ``system``, each setting, ``settings`` in writing, ``NDCG``, ``R@40``, and which settings
+    are ``on the edge`` of their range.
     """
     system, profile = SYSTEMS[name], split.profile
     validate = metrics.validator(heldout, exclude)

@@ -33,10 +33,9 @@ def heldout_ranks(theta, beta, heldout: sp.csr_matrix, exclude=None) -> np.ndarr
     if users[1] != items[1] or not held.shape == out.shape == (users[0], items[0]):
         sides = f"heldout {held.shape} and exclude {out.shape}"
         raise ValueError(f"theta {users} and beta {items} do not fit {sides}")
-    stored = (
-        sp.csr_matrix((np.ones(x.nnz, bool), x.indices, x.indptr), x.shape) for x in (held, out)
-    )
-    if next(stored).multiply(next(stored)).nnz:
+    pairs = ((np.ones(x.nnz, bool), x.indices, x.indptr) for x in (held, out))
+    one, other = (sp.csr_matrix(stored, held.shape) for stored in pairs)
+    if one.multiply(other).nnz:
         raise ValueError("a pair is both held out and excluded")
     with np.errstate(over="ignore"):
         theta, beta = (np.ascontiguousarray(x, dtype=np.float32) for x in (theta, beta))

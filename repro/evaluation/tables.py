@@ -132,24 +132,14 @@ def verdicts(
 
     A claim holds when the whole 95% interval over users is above zero or, for a claim of equality,
     within ``equal_within`` of it, and so is the mean of every seed. It is then *reproduced* on the
-    paper's own data and shows the *same ordering*, or is *equal here too*, on other data. Where
+    paper's own data (``same_data``) and *same ordering* or *equal here too* on others. Where
     interval and seeds are all on the other side it is *not reproduced*, and between the two it is
     *not settled*. A claim about a system that we have not run is *not comparable*.
 
-    Parameters
-    ----------
-    seeds : list of dict
-        One per seed: setting to our systems' per-user metrics by name. A setting is a key of
-        :data:`PRINTED`, alone or with a comma and more behind it. The rows of all seeds count
-        alike.
-    same_data : bool
-        Whether the data are the paper's own.
-
-    Returns
-    -------
-    DataFrame: ``claim``, ``metric``, ``paper`` (the printed difference), ``mean``, ``low`` and
-    ``high`` of ours, ``verdict``, and ``seeds_min`` and ``seeds_max``, the least and greatest
-    mean of a seed.
+    ``seeds`` has a dict for each: from a setting (a key of :data:`PRINTED`, or one with a comma and
+    more behind it) to our systems' per-user metrics by name. The rows of all seeds count alike. The
+    columns are ``claim``, ``metric``, ``paper`` (the printed difference), ``mean``, ``low`` and
+    ``high`` of ours, ``verdict``, and ``seeds_min`` and ``seeds_max``, of the means of the seeds.
     """
     rows = []
     for where, claim in product(seeds[0], CLAIMS):
@@ -177,10 +167,9 @@ def _verdict(claim: Claim, gain: pd.Series, same_data: bool, equal_within: float
         fails = gain["low"] > equal_within or gain["high"] < -equal_within
     else:
         holds, fails = (seen > 0).all(), (seen < 0).all()
-    if holds:
-        alike = "equal here too" if claim.equal else "same ordering"
-        return "reproduced" if same_data else alike
-    return "not reproduced" if fails else "not settled"
+    if not holds:
+        return "not reproduced" if fails else "not settled"
+    return "reproduced" if same_data else "equal here too" if claim.equal else "same ordering"
 
 
 def over_seeds(
@@ -215,8 +204,7 @@ def add_chance(frame: pd.DataFrame, metric: str, chance: float) -> pd.DataFrame:
     paper's Recall@40, :data:`CHANCE`.
     """
     times = frame[frame["metric"] == metric].assign(metric="times chance")
-    numbers = ["mean", "low", "high", "deviation", "seeds_min", "seeds_max"]
-    times[times.columns.intersection(numbers)] /= chance
+    times[times.columns.intersection(["low", "high", *_SPREAD])] /= chance
     printed = PRINTED["out-of-matrix"]["R@40"].reindex(times["system"]).to_numpy()
     return pd.concat([frame, times.assign(paper=printed / CHANCE)], ignore_index=True)
 
@@ -224,9 +212,9 @@ def add_chance(frame: pd.DataFrame, metric: str, chance: float) -> pd.DataFrame:
 def packed(systems: dict) -> dict[str, np.ndarray]:
     """Return frames of the same rows and columns as arrays for :meth:`Run.save`."""
     frame = next(iter(systems.values()))
-    names = {"systems": [*systems], "rows": frame.index.tolist(), "columns": [*frame]}
-    values = np.stack([one.to_numpy(float) for one in systems.values()])
-    return {name: np.array(x) for name, x in names.items()} | {"values": values}
+    parts = {"systems": [*systems], "rows": frame.index.tolist(), "columns": [*frame]}
+    parts["values"] = [one.to_numpy(float) for one in systems.values()]
+    return {name: np.array(x) for name, x in parts.items()}
 
 
 def unpacked(saved) -> dict[str, pd.DataFrame]:
@@ -248,14 +236,9 @@ def typeset(frame: pd.DataFrame, settings=(), signed=()) -> pd.DataFrame:
     """Return a frame as text, for the ``shown`` of :meth:`repro.pipeline.run.Run.table`.
 
     A mean with an interval becomes one column, a range over seeds another; numbers by system and
-    metric become a row per system, best in bold, then the paper's.
-
-    Parameters
-    ----------
-    settings : names of columns
-        Written with ``%g``; of the others floats have three decimals and whole numbers commas.
-    signed : names of columns
-        Differences, written with sign and four decimals.
+    metric become a row per system, best in bold, then the paper's. Columns among ``settings`` are
+    written with ``%g`` and ``signed`` ones, which are differences, with sign and four decimals; of
+    the others floats have three decimals and whole numbers commas.
     """
     if {"system", "metric", "mean"} <= {*frame}:
         return _by_metric(frame)

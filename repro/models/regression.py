@@ -55,9 +55,9 @@ def fit(
         Width of one hidden ReLU layer (NIPS 2013 sec. 5.2: 1,000), trained in mini-batches of 256;
         0 for a linear map, which is fitted to the minimum.
     penalty : float
-        Ridge on the linear map, the intercept free; weight decay of the network. The WPE is
-        divided by the mean curvature of its A, and the error of a network by the variance of beta
-        too, so that a penalty weighs alike whatever the loss and the scale of the factors.
+        Ridge on the linear map, the intercept free; weight decay of the network. Errors are divided
+        by the mean curvature of A and, for a network, by the variance of beta: a penalty weighs
+        alike whatever the loss and the scale of the factors.
     """
     scaler, k = StandardScaler().fit(features), beta.shape[1]
     scale = np.where(scaler.var_ > 0, scaler.scale_, np.inf)

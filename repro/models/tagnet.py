@@ -112,8 +112,7 @@ def train(
     ----------
     hidden, dropout, authors
         See :class:`TagNetwork`; the authors' variant also takes the songs in the order given.
-    optimiser : str
-        ``"adagrad"``, ``"adam"`` or ``"sgd"`` (without momentum).
+    optimiser : "adagrad", "adam" or "sgd" (without momentum)
     scale_input : bool
         Multiply all histograms by one number that makes their mean l2 norm one. It is near 0.2
         for some hundred frames over 1,024 codewords, from where AdaGrad's steps of fixed size take
@@ -127,22 +126,22 @@ def train(
     torch.manual_seed(seed)
     scale = 1.0 / length if scale_input else 1.0
     net = TagNetwork(histograms.shape[1], hidden, tags.shape[1], dropout, scale, authors).to(device)
-    settings = {"lr": learning_rate, "fused": device == "cpu"}
-    if authors and optimiser == "adagrad":
-        settings["eps"] = 1e-8  # next to the root, as theirs
+    eps = {"eps": 1e-8} if authors and optimiser == "adagrad" else {}  # next to the root, as theirs
+    settings = {"lr": learning_rate, "fused": device == "cpu"} | eps
     optimiser = _OPTIMISERS[optimiser](net.parameters(), **settings)
     x = torch.from_numpy(np.ascontiguousarray(histograms, dtype=np.float32))
     y = torch.from_numpy(tags.astype(bool).toarray())
     rng, curve = np.random.default_rng(seed), []
     of_dropout = torch if device == "cpu" else torch.cuda
+    parts = {"network": net, "optimiser": optimiser}
     if checkpoint is not None and (kept := checkpoint.load()) is not None:
-        net.load_state_dict(kept["network"])
-        optimiser.load_state_dict(kept["optimiser"])
+        for name, part in parts.items():
+            part.load_state_dict(kept[name])
         of_dropout.set_rng_state(kept["dropout"])
         curve = kept["curve"]
 
     def state():
-        kept = {"network": net.state_dict(), "optimiser": optimiser.state_dict()}
+        kept = {name: part.state_dict() for name, part in parts.items()}
         return kept | {"dropout": of_dropout.get_rng_state(), "curve": curve}
 
     for _ in curve:  # what was drawn before

@@ -78,10 +78,8 @@ def learn_codebook(
     if not np.isfinite([frames.min(), frames.max()]).all():
         raise ValueError("frames must be finite")
     middle = frames.mean(0, dtype=np.float64).astype(np.float32)
-    scale = np.ones_like(middle)
-    if standardise:
-        scale = frames.std(0, dtype=np.float64).astype(np.float32)
-        scale[scale == 0] = 1.0
+    spread = frames.std(0, dtype=np.float64).astype(np.float32) if standardise else 0.0 * middle
+    scale = np.where(spread > 0, spread, np.float32(1.0))
     x = frames - middle
     x /= scale
     some = np.random.default_rng(seed).permutation(len(x))[: 8 * codewords]
@@ -103,17 +101,11 @@ def histograms(
 ) -> sp.csr_matrix:
     """Count the codewords of every track (tracks x J, int32), a block of tracks at a time.
 
-    Parameters
-    ----------
-    read : callable
-        From one of the ``tracks`` to its frames (n x D); n may be 0, and its row is empty then.
-    frames_per_item : int, optional
-        Keep at most this many frames of each track, drawn without replacement.
-    nearest : int
-        Codewords that each frame counts for. The paper has 1; more (McFee, Barrington and
-        Lanckriet 2012) blur the borders between codewords, which matters where frames are few.
-    checkpoint : callable, optional
-        From a block's name to its checkpoint, as :meth:`repro.pipeline.run.Run.checkpoint`.
+    ``read`` gives the frames (n x D) of one of the ``tracks``; n may be 0, and its row is empty
+    then. At most ``frames_per_item`` are kept, drawn without replacement. A frame counts for its
+    ``nearest`` codewords. The paper has 1; more (McFee, Barrington and Lanckriet 2012) blur the
+    borders between codewords, which matters where frames are few. ``checkpoint`` makes one of a
+    block's name, as :meth:`repro.pipeline.run.Run.checkpoint` does.
     """
     ids, found = iter(progress(tracks)), []
     for number, block in enumerate(iter(lambda: list(islice(ids, _BLOCK_TRACKS)), [])):

@@ -30,18 +30,9 @@ from repro.models import Factors
 def log_surplus(plays: sp.csr_matrix, alpha: float, eps: float, binarise: bool = True):
     """Return the confidence above one of each observed pair, ``alpha log(1 + r / eps)``.
 
-    Parameters
-    ----------
-    plays : csr_matrix, users x items
-        Play counts ``r > 0``; a stored zero is an error.
-    alpha, eps : float
-        Of ``c = 1 + alpha log(1 + r / eps)`` (ISMIR sec. 3.2: 2 and 1e-6).
-    binarise : bool
-        Count each pair as one play, as the paper does, which makes ``c`` constant.
-
-    Returns
-    -------
-    csr_matrix of float32, users x items
+    From ``plays`` r (csr_matrix, users x items; a stored zero is an error) to a csr_matrix of
+    float32 (ISMIR sec. 3.2, with ``alpha`` 2 and ``eps`` 1e-6). ``binarise`` counts each pair as
+    one play, as the paper does, which makes the confidence constant.
     """
     if alpha <= 0 or eps <= 0:
         raise ValueError(f"alpha and eps must be positive, got alpha={alpha}, eps={eps}")
