@@ -28,14 +28,15 @@ FOLDED = """{% extends "basic/index.html.j2" %}{% block input_group %}
 STYLE = """
 body {max-width: 1120px; margin: 0 auto; padding: 12px 24px; font: 16px/1.5 sans-serif}
 h1, h2, h3, p, li, pre, nav, summary {max-width: 900px}
-nav, small, summary, table, pre {font-size: 13px}
+nav, small, summary, table {font-size: 13px} pre {font-size: 12px}
 nav {color: #666} summary {color: #666; cursor: pointer}
 a {color: #0173b2; text-decoration: none} .anchor-link {visibility: hidden}
-img {max-width: 100%; height: auto} math {font-size: 1.1em}
+img {max-width: 100%; height: auto} math {font-size: 1.1em} mtd {padding: 3px 8px}
 pre, .wide {overflow-x: auto; line-height: 1.35}
 .highlight {background: #f6f6f6; padding: 2px 10px; margin: 6px 0; max-width: 880px}
 table {border-collapse: collapse; margin: 8px 0}
 td, th {padding: 2px 10px 2px 0; border-bottom: 1px solid #ddd; vertical-align: top}
+@media (max-width: 1000px) {table {font-size: 11px} td, th {padding-right: 5px}}
 """
 
 
@@ -107,7 +108,8 @@ def write_pages(folder: Path) -> None:
     import nbformat
     from nbconvert import HTMLExporter
 
-    names = list(json.loads((folder / "manifest.json").read_text("utf-8")))
+    notebooks = {path.stem: path for path in sorted(folder.glob("[0-9]*/[0-9]*.ipynb"))}
+    names = [name for name, path in notebooks.items() if name == path.parent.name]
     filters = {"markdown2html": partial(_html, names=names)}
     bare = {"exclude_input_prompt": True, "exclude_output_prompt": True}
     exporter = HTMLExporter(raw_template=FOLDED, filters=filters, **bare)
@@ -116,7 +118,7 @@ def write_pages(folder: Path) -> None:
         around = {"Previous": names[:i][-1:], "Next": names[i + 1 :][:1]}
         for mark, others in around.items():
             links |= {f"{mark}: {_title(folder, o)}": f"../{o}/{o}.html" for o in others}
-        notebook = nbformat.read(folder / name / f"{name}.ipynb", as_version=4)
+        notebook = nbformat.read(notebooks[name], as_version=4)
         _write(folder / name / f"{name}.html", links, exporter.from_notebook_node(notebook)[0])
     # A repository shows README.md and Markdown tables; a browser wants the CSV to open.
     text = (folder / "README.md").read_text("utf-8")
