@@ -11,13 +11,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import urljoin
 
 import pooch
@@ -57,7 +57,6 @@ citeulike | tags.dat | citeulike-t: the tags | github.com/js05212/citeulike-t | 
 """  # noqa: E501
 _TABLE = [row.split(" | ") for row in _FILES.strip().split("\n")]
 NAMES = [name for _, name, *_ in _TABLE]
-_PARTIAL = ".fetching"  # a folder beside the files
 _TRACK = re.compile(r"(?:^|/)([A-Z]/[A-Z]/[A-Z]/TR[A-Z0-9]{16}\.h5)$")
 _TIMEOUT = 60.0  # seconds without a byte
 _STARTS = {".db": b"SQLite format 3\0", ".h5": b"\x89HDF\r\n", ".zip": b"PK", ".gz": b"\x1f\x8b"}
@@ -197,25 +196,20 @@ def fetch(source: Source, *, mirror: str = "", progress: bool = True) -> bool:
         return False
     if source.url.startswith("by hand"):
         raise FetchError(described(source))
-    folder, name = source.path.parent, source.url.rpartition("/")[2]
-    archive, partial = folder / name, folder / _PARTIAL
+    folder, archive = source.path.parent, source.path.with_name(source.url.rpartition("/")[2])
     folder.mkdir(parents=True, exist_ok=True)
-    busy = f"another download is at work in {folder}: wait until it has ended"
-    with exclusive_lock(folder / f"{_PARTIAL}.lock", busy):
-        try:
-            if not archive.exists():
-                _download(source, archive, mirror, progress)
-            if archive != source.path:
-                _unpack(archive, source.path, partial / source.path.name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    with TemporaryDirectory(prefix=".fetching-", dir=folder) as partial:
+        if not archive.exists():
+            _download(source, archive, partial, mirror, progress)
+        if archive != source.path:
+            _unpack(archive, source.path, Path(partial, "tracks"))
     return True
 
 
-def _download(source: Source, path: Path, mirror: str, progress: bool) -> None:
+def _download(source: Source, path: Path, partial: str, mirror: str, progress: bool) -> None:
     url = f"{mirror.rstrip('/')}/{path.name}" if mirror else source.url
     known, urls = {path.name: source.digest or None}, {path.name: url}
-    cache = pooch.create(path.with_name(_PARTIAL), "", registry=known, urls=urls, retry_if_failed=2)
+    cache = pooch.create(partial, "", registry=known, urls=urls, retry_if_failed=2)
     hooks = {} if mirror else {"response": _refuse_elsewhere}
     download = pooch.HTTPDownloader(progress, timeout=_TIMEOUT, chunk_size=2**16, hooks=hooks)
     try:
@@ -243,13 +237,11 @@ def _unpack(archive: Path, folder: Path, partial: Path) -> None:
     """
     try:
         with tarfile.open(archive) as tar:
-            # unknown to Python before 3.11.4, where our names, below, are as safe
-            tar.extraction_filter = getattr(tarfile, "data_filter", None)
             for member in tar:
-                found = _TRACK.search(member.name)
-                if found and member.isfile():
-                    member.name = found[1]
-                    tar.extract(member, partial)
+                if (found := _TRACK.search(member.name)) and member.isfile():
+                    track = partial / found[1]
+                    track.parent.mkdir(parents=True, exist_ok=True)
+                    track.write_bytes(tar.extractfile(member).read())
             while tar.fileobj.read(1 << 20):  # to the end, where the archive's checksum is
                 pass
         if not partial.exists():

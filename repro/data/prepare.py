@@ -91,13 +91,10 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     if items["track"].null_count() == len(ids):
         raise BadInput(f"{root}: listening and content have no {profile.item} in common")
     facts |= {"users": len(users), f"{profile.item}s": len(ids)}
-    facts |= {f"user-{profile.item} pairs": plays.nnz}
-    facts |= {f"{profile.item}s without a track": items["track"].null_count()}
+    facts[f"user-{profile.item} pairs"] = plays.nnz
+    facts[f"{profile.item}s without a track"] = items["track"].null_count()
 
     tags, tag_tracks, vocabulary = _tags(tagged, profile.min_songs_per_tag, facts)
-    if not len(vocabulary):
-        which = f"{profile.min_songs_per_tag} tracks or more, which profile {profile.name} asks for"
-        raise BadInput(f"{root}: no tag that says something of the sound is on {which}")
     about = pl.DataFrame({"track": tag_tracks})
     about = about.join(tracks, on="track", how="left", maintain_order="left")
     artists = _strings(about["artist"])
@@ -108,7 +105,7 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     sides = [np.isin(artists, side) for side in sides]
     for rows, what in zip(sides, ("train", "test"), strict=True):
         if not rows.any():
-            raise BadInput(f"{root}: no tagged track is among those to {what} tags with")
+            raise BadInput(f"{root}: no track with a frequent tag is among those to {what} with")
         facts[f"tagged tracks for {what}ing"] = int(rows.sum())
     names = (_strings(items[column]) for column in ("name", "artist", "track"))
     tag_items, hot = _strings(about["item"]), about["hot"].cast(pl.Float32).fill_null(np.nan)
@@ -209,12 +206,10 @@ def _load_msd(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
         " FROM tid_tag JOIN tids ON tids.ROWID = tid_tag.tid JOIN tags ON tags.ROWID = tid_tag.tag",
         {"track": pl.String, "tag": pl.String, "val": pl.Float64},
     )
-    if profile.source == "subset":
-        tagged = tagged.join(songs, on="track", how="semi")
     sides = [raw.lines(root / f"artists_{part}.txt") for part in ("train", "test")]
     if shared := set(sides[0]) & set(sides[1]):
         raise BadInput(f"{root}: {min(shared)} is in artists_train.txt and in artists_test.txt")
-    return plays, songs, tagged.drop_nulls(), sides
+    return plays, songs, tagged.drop_nulls().join(songs, on="track", how="semi"), sides
 
 
 def _about_tracks(tree: Path, facts: dict, broken: dict) -> pl.DataFrame:
@@ -385,22 +380,13 @@ def _tags(tagged: pl.DataFrame, min_tracks: int, facts: dict[str, int]) -> tuple
     plain = {tag: re.sub(r"[-_ ]+", " ", tag.lower()) for tag in frequent}
     stems = {t: sanitise(t) for t in frequent if not _NOT_ABOUT_SOUND.search(plain[t])}
     stem = pl.col("tag").replace_strict(stems, default="", return_dtype=pl.String)
-    merged = (
-        tagged.with_columns(stem=stem)
-        .filter(pl.col("stem") != "")
-        .group_by("track", "stem")
-        .agg(pl.col("val").sum())
-        .filter(pl.col("val") > 0)
-    )
+    merged = tagged.with_columns(stem=stem).filter(pl.col("stem") != "")
+    merged = merged.group_by("track", "stem").agg(pl.col("val").sum()).filter(pl.col("val") > 0)
     matrix, tracks, vocabulary = _matrix(merged.select("track", "stem", pl.lit(1)))
-    facts |= {
-        "tags read": tagged["tag"].n_unique(),
-        "tags that are frequent": len(frequent),
-        "tags about the sound": len(stems),
-        "tags after merging stems": len(vocabulary),
-        "tracks with a tag read": tagged["track"].n_unique(),
-        "tracks with a tag left": len(tracks),
-    }
+    facts |= {"tags read": tagged["tag"].n_unique(), "tags that are frequent": len(frequent)}
+    facts |= {"tags about the sound": len(stems), "tags after merging stems": len(vocabulary)}
+    facts["tracks with a tag read"] = tagged["track"].n_unique()
+    facts["tracks with a tag left"] = len(tracks)
     return matrix.astype(np.int8), tracks, vocabulary
 
 

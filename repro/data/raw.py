@@ -91,8 +91,7 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
         rows = csv.DictReader(io.StringIO(text, ""), **form)
         for row in rows if {*columns} <= {*(rows.fieldnames or ())} else ():
             if None in row or None in row.values():
-                shown = " ".join(str(value) for value in row.values())
-                raise csv.Error(f"expected {len(rows.fieldnames)} fields, found {shown[:100]!r}")
+                raise csv.Error(f"expected {len(rows.fieldnames)} fields, found {row!s:.100}")
             found.append((rows.line_num, *(row[name].strip() or None for name in columns)))
     except csv.Error as error:
         raise BadInput(f"{where}, line {rows.line_num}: {error}") from error
