@@ -97,10 +97,10 @@ def test_the_digest_follows_content_and_not_dates_or_hidden_files(tmp_path):
     assert files.data_digest(PROFILE, folder) == seen[0]
     (folder / "train_triplets.txt").write_text(TRIPLETS.replace("\t9", "\t8"))
     seen.append(files.data_digest(PROFILE, folder))
-    for track, frames in (("TRAAB01", 2), ("TRABC09", 2), ("TRABC09", 900)):
-        write_track(folder / "msd", track, np.ones((frames, 12)))
+    for frames in 2, 900:
+        write_track(folder / "msd", "TRABC09", np.ones((frames, 12)))
         seen.append(files.data_digest(PROFILE, folder))
-    assert len(set(seen)) == 5
+    assert len(set(seen)) == 4
 
 
 def test_spellings_meet_in_a_key():

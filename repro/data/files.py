@@ -122,22 +122,19 @@ def data_digest(profile: Profile, root: Path | str) -> str:
     """Return a SHA-256 of the inputs' content, by which people and runs compare what they have.
 
     Of a file up to 64 MiB it covers all, of a larger one its size and 1,024 blocks spread over it;
-    of a tree of tracks the names and sizes of all, and the content of some. Dates play no part.
+    of a tree of tracks the names and sizes. Dates play no part.
     """
     digest = hashlib.sha256()
     for source in required(profile, root):
-        files = [] if source.path.is_dir() else [source.path]
-        for number, folder in enumerate(sorted(source.path.glob("?/?/?"))):
+        for folder in sorted(source.path.glob("?/?/?")):
             # of a million files: twice as fast as glob
             found = (file for file in os.scandir(folder) if not file.name.startswith("."))
             tracks = sorted(f"{file.name} {file.stat().st_size}\n" for file in found)
             digest.update("".join(tracks).encode())
-            if tracks and number % 512 == 0:
-                files.append(folder / tracks[0].split()[0])
-        for path in files:
-            size, block = path.stat().st_size, 1 << 16
-            digest.update(f"{path.name} {size}\n".encode())
-            with path.open("rb") as file:
+        if source.path.is_file():
+            size, block = source.path.stat().st_size, 1 << 16
+            digest.update(f"{source.path.name} {size}\n".encode())
+            with source.path.open("rb") as file:
                 for start in range(0, size, max(block, size // 1024)):
                     file.seek(start)
                     digest.update(file.read(block))

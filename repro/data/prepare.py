@@ -163,6 +163,7 @@ def bags(profile: Profile, root: Path | str) -> Bags:
         bag = [np.repeat(row.indices, row.data)[:, None].astype(np.float32) for row in counts]
         return Bags(lambda track: bag[int(track)], 1)
     table = _descriptors(root, "artist" if profile.source == "lastfm" else "track_id")
+    table = table.select("track", *DESCRIPTORS)
     rows = table.partition_by("track", as_dict=True, include_key=False)
     frames = {track: table.to_numpy().astype(np.float32) for (track,), table in rows.items()}
     return Bags(frames.get, len(DESCRIPTORS))
@@ -277,23 +278,19 @@ def _load_lastfm(profile: Profile, root: Path, facts: dict, broken: dict) -> tup
     return plays, tracks, tagged, None
 
 
-def _descriptors(root: Path, key: str) -> pl.DataFrame:
+def _descriptors(root: Path, key: str, *others: str) -> pl.DataFrame:
     """Return the rows with all descriptors; ``track`` is the track's id, or the artist's key."""
-    columns = {key: pl.String} | dict.fromkeys(DESCRIPTORS, pl.Float64)
-    table = raw.table(root / "Music Info.csv", columns).drop_nulls()
+    columns = dict.fromkeys((key, *others), pl.String) | dict.fromkeys(DESCRIPTORS, pl.Float64)
+    table = raw.table(root / "Music Info.csv", columns).drop_nulls([key, *DESCRIPTORS])
     finite = pl.all_horizontal(pl.col(name).cast(pl.Float32).is_finite() for name in DESCRIPTORS)
     track = _keys(key) if key == "artist" else pl.col(key)
-    return table.filter(finite).select(*DESCRIPTORS, track=track)
+    return table.filter(finite).with_columns(track=track)
 
 
 def _load_spotify(profile: Profile, root: Path, facts: dict, broken: dict) -> tuple:
     """Join play counts of tracks to the tracks' own table."""
-    text = dict.fromkeys(("track_id", "name", "artist", "tags"), pl.String)
-    tracks = raw.table(root / "Music Info.csv", text).rename({"track_id": "track"})
-    tracks = tracks.drop_nulls("track").sort("track")
-    facts["tracks read"] = tracks.height
+    tracks = _descriptors(root, "track_id", "name", "artist", "tags").sort("track")
     tracks = tracks.unique("track", keep="first", maintain_order=True)
-    tracks = tracks.join(_descriptors(root, "track_id"), on="track", how="semi")
     facts["tracks with all descriptors"] = tracks.height
     name = pl.col("artist") + " - " + pl.col("name")
     tracks = tracks.with_columns(item="track", name=name, hot=None)
@@ -315,8 +312,8 @@ def _load_citeulike(profile: Profile, root: Path, facts: dict, broken: dict) -> 
     counts, words = words_of(root)
     n = counts.shape[0]
     saved, given = (raw.listed(root / f"{name}.dat", n) for name in ("users", "tag-item"))
-    tags = pl.DataFrame({"tag": raw.lines(root / "tags.dat")}).with_row_index("line")
-    if tags.height <= given["line"].max():
+    tags = pl.Series(raw.lines(root / "tags.dat"), dtype=pl.String)
+    if len(tags) <= given["line"].max():
         raise BadInput(f"{root / 'tag-item.dat'}: more lines than tags.dat has tags")
     facts |= {"articles read": n, "article-tag pairs read": given.height}
     # an article's name for people: its number and the three words that it uses most
@@ -325,8 +322,8 @@ def _load_citeulike(profile: Profile, root: Path, facts: dict, broken: dict) -> 
     articles = pl.DataFrame({"item": _article(pl.int_range(n, eager=True)), "name": told})
     articles = articles.with_columns(track="item", artist="item", hot=None)
     plays = saved.select(user=_article(pl.col("line")), item=_article(pl.col("id")), n="count")
-    tagged = given.join(tags.with_columns(pl.col("line").cast(pl.Int64)), on="line")
-    tagged = tagged.select("tag", track=_article(pl.col("id")), val=pl.lit(1.0))
+    tag = tags.gather(given["line"])
+    tagged = given.select(tag=tag, track=_article(pl.col("id")), val=pl.lit(1.0))
     return _matrix(plays, root / "users.dat"), articles, tagged, None
 
 

@@ -29,8 +29,7 @@ TIMBRE_DIM = 12
 # What comes up from a file that cannot be opened or an archive that is damaged or encrypted.
 _BROKEN = (OSError, EOFError, LookupError, ValueError, ArithmeticError, RuntimeError, struct.error,
            zlib.error, zipfile.BadZipFile, pl.exceptions.PolarsError)  # fmt: skip
-_WANTED = {pl.String: "a text", pl.Float64: "a number", pl.Int32: "an integer"}
-_WANTED |= {pl.UInt32: "a positive integer"}
+_WANTED = {pl.UInt32: "a positive integer", pl.Int32: "an integer", pl.Float64: "a number"}
 
 
 class BadInput(ValueError):
@@ -50,8 +49,7 @@ def triplets(path: Path) -> pl.DataFrame:
 def history(path: Path) -> pl.DataFrame:
     """Read a CSV of ``track_id,user_id,playcount``; otherwise as :func:`triplets`."""
     names = "user_id", "track_id", "playcount"
-    table = _pairs(path, names, columns=names)
-    return table.select(user="user_id", song="track_id", count="playcount")
+    return _pairs(path, names, columns=names)
 
 
 def _pairs(path: Path, names: tuple[str, str, str], **form) -> pl.DataFrame:
@@ -72,7 +70,7 @@ def _pairs(path: Path, names: tuple[str, str, str], **form) -> pl.DataFrame:
         line = wrong.arg_max() + 1 + form.get("has_header", True)
         found = table.row(wrong.arg_max())
         raise BadInput(f"{path}, line {line}: expected {wanted}, found {found!s:.100}")
-    return table
+    return table.select(user=names[0], song=names[1], count=names[2])
 
 
 def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -> pl.DataFrame:
@@ -107,7 +105,7 @@ def table(path: Path, columns: dict, member: str = "", encoding: str = "utf8") -
         wrong |= (values == 0) & (kind == pl.UInt32)
         if wrong.any():
             line, given = frame["line"][wrong.arg_max()], text[wrong.arg_max()] or "none"
-            said = f"expected {_WANTED[kind]} as {name}, found {given[:60]!r}"
+            said = f"expected {_WANTED.get(kind, 'a text')} as {name}, found {given[:60]!r}"
             raise BadInput(f"{where}, line {line}: {said}")
         frame = frame.with_columns(values)
     return frame.drop("line")
