@@ -91,7 +91,7 @@ def recommend(arguments: list[str]) -> int:
     try:
         liked = given.names + (pd.read_csv(given.csv)["name"].tolist() if given.csv else [])
         how = {"profile": given.profile, "liked": liked or None}
-        runner.execute(TASTE, None, how, sys.stdout)
+        runner.execute(TASTE, None, how)
     except (PapermillExecutionError, OSError, KeyError) as error:
         print(getattr(error, "evalue", error))
         return runner.FAILED

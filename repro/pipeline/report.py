@@ -12,11 +12,9 @@ from urllib.parse import quote
 
 from repro.config import DEMO, REAL, ROOT
 from repro.data.files import write_json
-from repro.pipeline.run import shown_width
 
 FILES = "README.md", "index.html", "manifest.json"
 TOP_TABLES = "headline", "verdicts"
-LONG_TABLE = 20  # rows; a longer one is linked, not shown
 SYNTHETIC = (
     "> **Synthetic.** Everything on this page was computed from invented data that carry a known "
     "pattern. It shows that the method works as written; it says nothing about real listeners.\n"
@@ -31,7 +29,7 @@ h1, h2, h3, p, li, pre, nav, summary {max-width: 900px}
 nav, small, summary, table {font-size: 13px} pre {font-size: 12px}
 nav {color: #666} summary {color: #666; cursor: pointer}
 a {color: #0173b2; text-decoration: none} .anchor-link {visibility: hidden}
-img {max-width: 100%; height: auto} math {font-size: 1.1em} mtd {padding: 3px 8px}
+img {max-width: 100%; height: auto} math {font-size: 1.1em} math[display=block] {margin: 8px 0}
 pre, .wide {overflow-x: auto; line-height: 1.35}
 .highlight {background: #f6f6f6; padding: 2px 10px; margin: 6px 0; max-width: 880px}
 table {border-collapse: collapse; margin: 8px 0}
@@ -68,7 +66,7 @@ def summary(folder: Path, records: dict[str, dict], stale: list[str]) -> tuple[s
     for name, record in records.items():
         links = f"[page]({name}/{name}.html), [notebook]({name}/{name}.ipynb)"
         lines += [f"\n## {_title(folder, name)}\n\n{links}\n"]
-        lines += [_shown(folder, name, **one) for one in record["shown"] if one["name"] not in top]
+        lines += [_shown(name, **one) for one in record["shown"] if one["name"] not in top]
     libraries = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
     data = [record["facts"]["data"] for record in records.values() if "data" in record["facts"]]
     lines += [
@@ -89,18 +87,11 @@ def _title(folder: Path, name: str) -> str:
     return "".join(first["source"]).splitlines()[0].removeprefix("# ")
 
 
-def _shown(folder: Path, notebook: str, kind: str, name: str, caption: str) -> str:
-    """Return a figure or a table as Markdown; a long table is linked, not shown."""
+def _shown(notebook: str, kind: str, name: str, caption: str) -> str:
+    """Return a figure as Markdown shows it, or a link to a table."""
     if kind == "figure":
-        path = f"{notebook}/figures/{name}.png"
-        width = shown_width(folder / path)
-        image = f'<img src="{quote(path)}" width="{width}" alt="{html.escape(caption)}">'
-        return f"{image}\n\n*{caption}*\n"
-    path = folder / notebook / "tables" / f"{name}.md"
-    table = path.read_text("utf-8") if path.exists() else ""
-    link = f"{notebook}/tables/{quote(name)}.{'md' if table else 'csv'}"
-    short = 0 < table.count("\n|") <= LONG_TABLE
-    return table if short else f"Table: [{caption}]({link})\n"
+        return f"![{caption}]({notebook}/figures/{quote(name)}.png)\n\n*{caption}*\n"
+    return f"Table: [{caption}]({notebook}/tables/{quote(name)}.csv)\n"
 
 
 def write_pages(folder: Path) -> None:
@@ -120,9 +111,7 @@ def write_pages(folder: Path) -> None:
             links |= {f"{mark}: {_title(folder, o)}": f"../{o}/{o}.html" for o in others}
         notebook = nbformat.read(notebooks[name], as_version=4)
         _write(folder / name / f"{name}.html", links, exporter.from_notebook_node(notebook)[0])
-    # A repository shows README.md and Markdown tables; a browser wants the CSV to open.
     text = (folder / "README.md").read_text("utf-8")
-    text = re.sub(r"(\(\w+/tables/[^)]+)\.md\)", r"\1.csv)", text)
     _write(folder / "index.html", {"All profiles": "../index.html"}, _html(text))
     _write(folder.parent / "index.html", {}, _html(landing(folder.parent)))
 
@@ -146,6 +135,7 @@ def _html(text: str, names=()) -> str:
 
     class Renderer(IPythonRenderer):
         def inline_math(self, body, display="inline"):
+            body = re.sub(r"\\tag\{(.*?)\}", r"\\qquad(\1)", body)
             return re.sub(' xmlns=".*?"', "", convert(body, display=display))  # HTML needs none
 
         def block_math(self, body):

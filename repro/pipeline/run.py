@@ -256,7 +256,8 @@ class Run(Store):
         fig.savefig(pdf, bbox_inches="tight", metadata={"CreationDate": None})
         plt.close(fig)  # else the notebook shows it a second time at the end of the cell
         self._note(shown={"kind": "figure", "name": name, "caption": caption})
-        display(Image(png, width=shown_width(png), alt=caption), Markdown(f"*{caption}*"))
+        width = int.from_bytes(png.read_bytes()[16:20], "big") * 96 // 150  # in a browser's pixels
+        display(Image(png, width=width, alt=caption), Markdown(f"*{caption}*"))
 
     def table(self, frame: pd.DataFrame, name: str, caption: str, note="", shown=None) -> None:
         """Save a table of numbers as CSV, and show it, typeset, on the page, in Markdown and LaTeX.
@@ -303,11 +304,6 @@ class Run(Store):
         unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         write_json(self.folder / RECORD, self._record | {"peak_mib": round(peak, 1)})
-
-
-def shown_width(png: Path) -> int:
-    """Return the width in a browser's pixels (96 per inch) of an image made at 150 per inch."""
-    return int.from_bytes(png.read_bytes()[16:20], "big") * 96 // 150
 
 
 def _plain(value):

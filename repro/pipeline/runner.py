@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import io
 import json
 import os
 import re
 import shlex
 import shutil
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -143,8 +143,8 @@ class Pipeline:
             shutil.rmtree(partial, ignore_errors=True)
             files.write_json(kept / "key.json", key)
         parameters = {"profile": self.profile.name, "device": self.device}
-        name = f"{notebook}.ipynb"
-        _publish(execute(self.notebooks / name, partial / name, parameters), partial)
+        path = partial / f"{notebook}.ipynb"
+        _publish(execute(self.notebooks / path.name, path, parameters), path)
         record = {"seconds": round(time.monotonic() - started, 1), "key": key}
         record |= _read(partial / run.RECORD) | {"outputs": _digests(partial)}
         files.write_json(partial / run.RECORD, record)
@@ -159,17 +159,14 @@ class Pipeline:
 
         folder = self.folder / notebook
         done = nbformat.read(folder / f"{notebook}.ipynb", as_version=4)
-        executed = iter([cell for cell in done.cells if cell.cell_type == "code"])
-        cells, before = [], json.dumps(done.cells, sort_keys=True)
+        executed, done.cells = iter([c for c in done.cells if c.cell_type == "code"]), []
         for cell in nbformat.read(self.notebooks / f"{notebook}.ipynb", as_version=4).cells:
-            cells.append(next(executed) if cell.cell_type == "code" else _relinked(cell))
-            cells[-1].metadata.tags = cell.metadata.get("tags", [])
-            if "parameters" in cells[-1].metadata.tags:
-                cells.append(next(executed))  # those that papermill injected
-        if json.dumps(cells, sort_keys=True) == before:
+            done.cells.append(next(executed) if cell.cell_type == "code" else cell)
+            tags = done.cells[-1].metadata.tags = cell.metadata.get("tags", [])
+            if "parameters" in tags:
+                done.cells.append(next(executed))  # those that papermill injected
+        if not _publish(done, folder / f"{notebook}.ipynb"):
             return False
-        done.cells = cells
-        _publish(done, folder)
         files.write_json(folder / run.RECORD, self.record(notebook) | {"outputs": _digests(folder)})
         return True
 
@@ -182,11 +179,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return {name: files.sha256(p) for name, p in found.items() if name != run.RECORD}
 
 
-def execute(source: Path, page: Path | None, parameters: dict, output=None):
-    """Execute a notebook with the interpreter at work, whatever kernels Jupyter knows of.
-
-    Without a ``page`` to write it is as run by hand; what cells print goes to ``output``.
-    """
+def execute(source: Path, page: Path | None, parameters: dict):
+    """Execute a notebook with the interpreter at work; without a ``page`` it is as run by hand."""
     import papermill
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager
@@ -199,11 +193,10 @@ def execute(source: Path, page: Path | None, parameters: dict, output=None):
 
     how = {"kernel_name": "python3", "language": "python", "kernel_manager_class": Kernel}
     how |= {"cwd": str(source.parent), "start_timeout": 120, "coalesce_streams": True}
+    how |= {"stdout_file": sys.stdout}  # checks, and bars of what takes long
     os.environ |= {"REPRO_KEY": "1"} if page else {}  # the kernel inherits it
     try:
-        return papermill.execute_notebook(
-            source, page, parameters, progress_bar=False, stdout_file=output or _Bars(), **how
-        )
+        return papermill.execute_notebook(source, page, parameters, progress_bar=False, **how)
     except DeadKernelError as error:
         why = "its process was ended, as a rule for want of memory"
         raise ChildProcessError(why) from error
@@ -211,39 +204,21 @@ def execute(source: Path, page: Path | None, parameters: dict, output=None):
         os.environ.pop("REPRO_KEY", None)
 
 
-def _relinked(cell):
-    """Return a text cell whose links to other notebooks lead from folder to folder."""
-    cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](../\1/\1.ipynb", cell.source)
-    return cell
-
-
-def _publish(notebook, folder: Path) -> None:
-    """Write an executed notebook without what would differ in every run."""
+def _publish(notebook, path: Path) -> bool:
+    """Write an executed notebook without what differs in every run; return whether it is new."""
     import nbformat
 
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
-        for times in ("papermill", "execution"):
-            cell.metadata.pop(times, None)
-        if "injected-parameters" in cell.metadata.get("tags", []):
+        cell.metadata = {"tags": cell.metadata.get("tags", [])}  # without papermill's times
+        if "injected-parameters" in cell.metadata["tags"]:
             cell.id = "injected-parameters"  # else at random
-        if cell.cell_type == "markdown":
-            _relinked(cell)
-    path = folder / f"{folder.name.removesuffix('.partial')}.ipynb"
-    path.write_text(nbformat.writes(notebook) + "\n", "utf-8")
-
-
-class _Bars(io.StringIO):
-    """To which papermill copies what cells print: shows their bars, one a minute."""
-
-    shown = time.monotonic()
-
-    def write(self, text: str) -> int:
-        bar = text.rpartition("\r")[2].strip()
-        if "%|" in bar and time.monotonic() - self.shown >= 60:
-            self.shown = time.monotonic()
-            print(f"  {bar}", flush=True)
-        return len(text)
+        if cell.cell_type == "markdown":  # links lead from folder to folder
+            cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb", r"](../\1/\1.ipynb", cell.source)
+    text = nbformat.writes(notebook) + "\n"
+    new = text != path.read_text("utf-8")
+    path.write_text(text, "utf-8")
+    return new
 
 
 def choose(pipeline: Pipeline, only: str | None, first: str | None, full: bool) -> list[str]:
