@@ -42,15 +42,8 @@ class Split:
     device: str = "cpu"
     _last: dict = field(default_factory=dict, init=False, repr=False)
 
-    @property
-    def n_cold(self) -> int:
-        """Number of items that nobody has played."""
-        return len(self.cold["size"])
-
-    @property
-    def played(self) -> sp.csr_matrix:
-        """The training pairs as ones, float32."""
-        return (self.train > 0).astype(np.float32)
+    n_cold = property(lambda self: len(self.cold["size"]))
+    played = property(lambda self: (self.train > 0).astype(np.float32))  # pairs, as ones
 
     def hide(self, items: np.ndarray) -> tuple[Split, sp.csr_matrix]:
         """Return the split in which nobody has played ``items``, and their plays."""

@@ -26,10 +26,7 @@ def colour(system: str):
 
 
 def style() -> None:
-    """Set the collection's look, whatever the user's own matplotlibrc says.
-
-    Small sans-serif type, a light grid, no frame.
-    """
+    """Set small sans-serif type, a light grid and no frame, whatever matplotlibrc says."""
     plt.rcdefaults()
     look = {"axes.spines.top": False, "axes.spines.right": False, "grid.linewidth": 0.5}
     sns.set_theme(context="paper", style="whitegrid", font_scale=0.95, rc=look)
