@@ -67,13 +67,10 @@ def summary(folder: Path, records: dict[str, dict], stale: list[str]) -> tuple[s
         links = f"[page]({name}/{name}.html), [notebook]({name}/{name}.ipynb)"
         lines += [f"\n## {_title(folder, name)}\n\n{links}\n"]
         lines += [_shown(name, **one) for one in record["shown"] if one["name"] not in top]
-    libraries = ", ".join(f"{name} {number}" for name, number in last["versions"].items())
-    data = [record["facts"]["data"] for record in records.values() if "data" in record["facts"]]
     lines += [
         f"\n## Provenance\n\nProfile {last['profile']}, seed {last['seed']}, "
-        f"device {last['device']}, {last['threads']} threads, data {''.join(data) or 'unknown'}, "
-        f"commit {last['commit']}. {libraries}. Digests of every output are in "
-        "[manifest.json](manifest.json).\n\n"
+        f"device {last['device']}, {last['threads']} threads, commit {last['commit']}. Libraries, "
+        "data and the digests of every output are in [manifest.json](manifest.json).\n\n"
         "| notebook | seconds | peak memory, MiB | checks passed |\n|:--|--:|--:|--:|"
     ]
     for name, record in records.items():

@@ -16,7 +16,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -39,7 +38,7 @@ KEPT = "kept"  # a folder that only an unfinished notebook has, for its next try
 NOTEBOOKS = ROOT / "notebooks"
 _NUMBER = re.compile(r"[*+−-]*\d|–$")  # what a cell with a number in it begins with
 _BOLD = re.compile(r"\*\*([-+−±.,\d\s\[\]~]+)\*\*")  # a cell in Markdown's bold
-_CSR = "data", "indices", "indptr", "shape"
+_CSR = "data", "indices", "indptr", "shape"  # what a saved sparse matrix becomes
 
 
 def git_commit() -> str:
@@ -107,7 +106,7 @@ class Points:
 
     @staticmethod
     def _key(settings: dict) -> str:
-        return json.dumps(settings, sort_keys=True, default=_plain)
+        return json.dumps(settings, sort_keys=True, default=np.generic.item)
 
     def todo(self, settings: Iterable[dict]) -> Iterator[dict]:
         """Return those of the ``settings`` that have no row yet, one after the other."""
@@ -115,7 +114,7 @@ class Points:
 
     def add(self, settings: dict, result: dict) -> None:
         """Add the row of one of the settings; numbers, strings and truth values only."""
-        line = json.dumps({"settings": settings, "result": result}, default=_plain)
+        line = json.dumps({"settings": settings, "result": result}, default=np.generic.item)
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
@@ -125,7 +124,7 @@ class Points:
     def frame(self, settings: Iterable[dict] | None = None) -> pd.DataFrame:
         """Return settings and results as columns, one row for each of the ``settings`` (or all)."""
         keys = self._rows if settings is None else map(self._key, settings)
-        rows = map(self._rows.get, keys)
+        rows = [self._rows[key] for key in keys]
         return pd.DataFrame([row["settings"] | row["result"] for row in rows])
 
 
@@ -148,7 +147,12 @@ class Store:
     def load(self, name: str) -> SimpleNamespace:
         """Return what :meth:`Run.save` wrote, each value as an attribute."""
         with np.load(self._find(f"artifacts/{name}.npz"), allow_pickle=False) as archive:
-            return SimpleNamespace(**_unpack(dict(archive)))
+            arrays = dict(archive)
+        values = {n: x if x.ndim else x.item() for n, x in arrays.items() if "." not in n}
+        for name in [key.removesuffix(".data") for key in arrays if key.endswith(".data")]:
+            *parts, shape = (arrays[f"{name}.{part}"] for part in _CSR)
+            values[name] = sparse.csr_matrix(tuple(parts), shape=tuple(shape))
+        return SimpleNamespace(**values)
 
     def read_table(self, name: str) -> pd.DataFrame:
         """Return the numbers of a table that :meth:`Run.table` wrote."""
@@ -222,8 +226,13 @@ class Run(Store):
 
     def save(self, name: str, /, **values) -> None:
         """Save arrays, sparse matrices and scalars as ``artifacts/<name>.npz``, without pickle."""
-        packed = [_pack(key, value) for key, value in values.items()]  # it refuses objects
-        np.savez(self.folder / f"artifacts/{name}.npz", **dict(ChainMap(*packed[::-1])))
+        arrays = {key: np.asarray(x) for key, x in values.items() if not sparse.issparse(x)}
+        if bad := [key for key, array in arrays.items() if array.dtype.hasobject]:
+            raise TypeError(f"{bad[0]!r} holds Python objects: save numbers or fixed-width strings")
+        for key in [key for key in values if key not in arrays]:
+            matrix = values[key].tocsr()
+            arrays |= {f"{key}.{part}": getattr(matrix, part) for part in _CSR}
+        np.savez(self.folder / f"artifacts/{name}.npz", **arrays)
 
     @property
     def companions(self) -> dict[str, Store]:
@@ -306,10 +315,6 @@ class Run(Store):
         write_json(self.folder / RECORD, self._record | {"peak_mib": round(peak, 1)})
 
 
-def _plain(value):
-    return value.item()  # of NumPy's scalars
-
-
 def _pick_device(wanted: str | None) -> tuple[str, int]:
     """Return the device, a GPU by default if torch sees one, and torch's number of threads."""
     import torch
@@ -319,25 +324,6 @@ def _pick_device(wanted: str | None) -> tuple[str, int]:
     if wanted == "cuda" and found == "cpu":
         raise ValueError("device 'cuda' was asked for, but torch sees no GPU")
     return found, torch.get_num_threads()
-
-
-def _pack(name: str, value) -> dict[str, np.ndarray]:
-    """Return ``value`` as plain arrays; a sparse matrix becomes four of them."""
-    if sparse.issparse(value):
-        value = value.tocsr()
-        return {f"{name}.{part}": getattr(value, part) for part in _CSR}
-    array = np.asarray(value)
-    if array.dtype.hasobject:
-        raise TypeError(f"{name!r} holds Python objects: save numbers or fixed-width strings")
-    return {name: array}
-
-
-def _unpack(arrays: dict[str, np.ndarray]) -> dict:
-    values = {n: x if x.ndim else x.item() for n, x in arrays.items() if "." not in n}
-    for name in [key.removesuffix(".data") for key in arrays if key.endswith(".data")]:
-        *parts, shape = (arrays[f"{name}.{part}"] for part in _CSR)
-        values[name] = sparse.csr_matrix(tuple(parts), shape=tuple(shape))
-    return values
 
 
 def _drawn(frame: pd.DataFrame) -> tuple[str, str]:
