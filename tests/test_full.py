@@ -48,7 +48,7 @@ def test_pages_need_no_network_and_every_link_leads_somewhere(whole_run):
             path, _, place = link.partition("#")
             if not link.startswith(("data:", "https:")):
                 assert (page.parent / unquote(path)).exists() if path else f'id="{place}"' in text
-    assert "<math" in text and "<details>" in text
+        assert ("<math" in text and "<details>" in text) or page.stem[:2] != "04"
 
 
 def test_the_page_of_results_leads_with_the_seeds(whole_run):
@@ -98,7 +98,7 @@ def test_names_are_recommended_for_from_the_command_line(whole_run, monkeypatch,
     names = [f"{den.item_names[0]}x"]
     assert main(["recommend", *names, "--csv", str(mine), "--profile", "smoke"]) == runner.DONE
     told = capsys.readouterr().out
-    assert f"{den.item_names[0]}  ·  {den.item_names[1]}" in told and told.count("| name") == 2
+    assert all(f"{name} (" in told for name in den.item_names[:2]) and told.count("| name") == 2
     assert any(name in told for name in den.cold_names)
     assert main(["recommend", "--profile", "lastfm"]) == runner.FAILED
     assert "run the earlier notebooks first" in capsys.readouterr().out
