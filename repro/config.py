@@ -21,15 +21,19 @@ def _setting(default, source: str):
 
 @dataclass(frozen=True)
 class World:
-    """Size of the synthetic world that :mod:`repro.data.synthetic` writes in the MSD's formats."""
+    """Size and nature of the synthetic world that :mod:`repro.data.synthetic` writes."""
 
-    users: int = 12_000
-    songs: int = 9_000
+    users: int = 8_000
+    songs: int = 5_000
     artists: int = 1_200
     styles: int = 24
     tags: int = 140
     frames_per_song: int = 120
     songs_per_user: float = 50.0  # mean of a long-tailed distribution
+    # what is put into it, for the models to find
+    keys: int = 4  # sounds of a style: with one a linear map of the sound tells it, else a network
+    unplayed: int = 4_000  # songs with sound and tags that nobody plays
+    language: float = 0.8  # how far listeners keep to a language, which tags tell and sound cannot
     seed: int = 98765  # the world stays the same whatever the seed of split and start
 
 
@@ -167,7 +171,7 @@ SMOKE = replace(
     DEMO,
     name="smoke",
     label="synthetic data, smoke test",
-    world=World(500, 400, 60, 6, 24, 30, 20.0),
+    world=World(500, 400, 60, 6, 28, 30, 20.0, keys=1, unplayed=0),
     companions=("seed1", "lenient"),
     **dict.fromkeys(("min_songs_per_user", "min_users_per_song"), 8),
     **dict.fromkeys(("sparse_songs_per_user", "sparse_users_per_song"), 8),

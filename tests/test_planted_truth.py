@@ -1,5 +1,6 @@
-"""In a world where style drives both sound and listening, the whole chain finds that out."""
+"""A world that knows its answer: the whole chain finds what was put into it, and nothing else."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,12 +15,23 @@ from repro.models import tagnet, vq, wmf
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROFILE = config.SMOKE
 TOP = 10  # the length of the list: a few dozen songs are cold
+LARGER = replace(
+    PROFILE,
+    **dict.fromkeys(("min_songs_per_user", "min_users_per_song"), 10),
+    **{"cold_fraction": 0.25, "codewords": 128, "codebook_tracks": 400, "min_songs_per_tag": 20},
+    **{"hidden": (300, 300, 300), "dropout": 0.0, "learning_rate": 0.03, "epochs": 100},
+    **{"factors": 16, "sweeps": 10, "lambda_theta": 100.0},
+)
+LINEAR = config.World(2_000, 600, 200, 8, 44, 60, 30.0, keys=1, unplayed=0, language=0.0)
+WORLDS = {
+    "linear": LINEAR,
+    "combined": replace(LINEAR, keys=4, unplayed=600),
+    "language": replace(LINEAR, language=0.95),
+}
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """Prepare the smoke world as the notebooks do, up to the content of every song."""
-    p, root = PROFILE, tmp_path_factory.mktemp("planted") / "world"
+def prepared(p, root):
+    """Write a world and prepare it as the notebooks do, up to the content of every song."""
     synthetic.write_world(p.world, p.seed, root)
     data, read = prepare.load(p, root), prepare.bags(p, root)
 
@@ -32,31 +44,41 @@ def world(tmp_path_factory):
     train, _, _ = subsets.split_pairs(plays[:, warm].tocsr(), *fractions)
 
     tracks = data.item_tracks[items]
-    teach = data.tag_train & ~np.isin(data.tag_tracks, tracks[cold])
-    of_tags = data.tag_tracks[teach]
-    sample = vq.codebook_tracks(of_tags, data.hotness[teach], p.codebook_tracks, p.seed)
+    teach = data.tag_train & ~np.isin(data.tag_items, data.item_ids[items[cold]])
+    sample = data.tag_tracks[teach], data.hotness[teach]
+    sample = vq.codebook_tracks(*sample, p.codebook_tracks, p.seed)
     frames = np.concatenate([read(track) for track in sample])
     book = vq.learn_codebook(frames, p.codewords, p.codebook_passes, p.seed)
     shallow = vq.l1_normalise(vq.histograms(read, tracks, book))
-    tagged = vq.l1_normalise(vq.histograms(read, of_tags, book))
-    net, _ = tagnet.train(tagged, data.tags[teach], **p.network)
+    tagged = vq.l1_normalise(vq.histograms(read, data.tag_tracks, book))
+
+    def hidden(rows):
+        net, _ = tagnet.train(tagged[rows], data.tags[rows], **p.network)
+        return tagnet.hidden_layer(net, shallow)
+
     return SimpleNamespace(
+        profile=p,
         surplus=wmf.log_surplus(train, p.alpha, p.eps),
-        judge=partial(metrics.evaluate, heldout=plays[:, cold].tocsr(), recall_at=(TOP,)),
+        judge=partial(metrics.evaluate, heldout=plays[:, cold].tocsr(), recall_at=(TOP, 40)),
         warm=warm,
         cold=cold,
         bag_size=np.array([len(read(track)) for track in tracks]),
         shallow=shallow,
-        deep=tagnet.hidden_layer(net, shallow),
+        deep=hidden(teach),
+        exposed=lambda: hidden(data.tag_train),
     )
 
 
-def gain(world, chance, content):
-    """Return what the model fitted with ``content`` is above chance on cold songs."""
-    settings = PROFILE.ridges("DEN") | PROFILE.factorisation
+def scores(world, content, **settings):
+    """Return the metrics of the model fitted with ``content`` on the cold songs."""
+    settings = world.profile.ridges("DEN") | world.profile.factorisation | settings
     fitted = wmf.fit(world.surplus, content[world.warm], **settings)
-    cold = wmf.cold_factors(content[world.cold], fitted.w)
-    return world.judge(fitted.theta, cold) - chance
+    return world.judge(fitted.theta, wmf.cold_factors(content[world.cold], fitted.w))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return prepared(PROFILE, tmp_path_factory.mktemp("planted") / "world")
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +93,13 @@ def chance(world):
 @pytest.mark.parametrize("content", ["shallow", "deep"])
 def test_content_beats_chance_and_that_of_other_songs_does_not(world, chance, content):
     content = getattr(world, content)
-    found = metrics.bootstrap(gain(world, chance, content), 500, 0)
+    found = metrics.bootstrap(scores(world, content) - chance, 500, 0)
     assert found.loc[f"R@{TOP}", "low"] > TOP / len(world.cold)  # twice chance at least
     assert found.loc["NDCG", "low"] > 0.05
     # Shuffled among songs, content keeps its values and loses its meaning.
     orders = (np.random.default_rng(seed).permutation(len(content)) for seed in range(8))
-    recall = np.array([gain(world, chance, content[x])[f"R@{TOP}"].mean() for x in orders])
+    recall = [(scores(world, content[x]) - chance)[f"R@{TOP}"].mean() for x in orders]
+    recall = np.array(recall)
     assert abs(recall.mean()) < 3 * recall.std(ddof=1) / np.sqrt(len(recall))
     assert abs(recall).max() < 0.5 * TOP / len(world.cold)
 
@@ -90,3 +113,34 @@ def test_chance_is_what_arithmetic_says_and_bag_size_is_at_chance(world, chance)
         found = world.judge(*metrics.same_for_all(size, world.surplus.shape[0])) - chance
         assert abs(found["NDCG"].mean()) < 0.02
         assert abs(found[f"R@{TOP}"].mean()) < 0.4 * expected
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def found(request, tmp_path_factory):
+    """Return the mean metrics on cold songs by world and content, for one seed."""
+    means = {}
+    for name, one in WORLDS.items():
+        profile = replace(LARGER, world=one, seed=request.param)
+        world = prepared(profile, tmp_path_factory.mktemp("planted") / "world")
+        contents = {"shallow": (world.shallow, 0.1), "deep": (world.deep, 100.0)}
+        if name != "combined":
+            contents["exposed"] = world.exposed(), 100.0
+        for kind, (content, lambda_w) in contents.items():
+            means[name, kind] = scores(world, content, lambda_w=lambda_w).mean()
+    return means
+
+
+def test_a_network_is_ahead_where_sounds_combine_and_only_there(found):
+    def ahead(name):
+        return (found[name, "deep"] - found[name, "shallow"])["R@40"]
+
+    assert ahead("linear") < 0.02
+    assert ahead("combined") > 0.05
+
+
+def test_exposure_adds_where_tags_tell_taste_that_sound_does_not(found):
+    def added(name):
+        return (found[name, "exposed"] - found[name, "deep"])["NDCG"]
+
+    assert added("linear") < 0.02
+    assert added("language") > 0.03

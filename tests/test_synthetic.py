@@ -10,8 +10,8 @@ import pytest
 from repro import config
 from repro.data import prepare, synthetic
 
-WORLD = config.World(
-    users=300, songs=400, artists=60, styles=6, tags=30, frames_per_song=25, songs_per_user=25.0
+WORLD = replace(
+    config.SMOKE.world, users=300, unplayed=100, frames_per_song=25, songs_per_user=25.0
 )
 SMALL = replace(WORLD, users=20, songs=80)
 PROFILE = replace(config.SMOKE, world=WORLD, min_songs_per_tag=3)
@@ -76,7 +76,9 @@ def test_readers_read_what_was_written(root, data):
 
 
 def test_tags_are_incomplete_clean_and_split_by_artist(root, data):
-    assert 0.4 * WORLD.songs < len(data.tag_tracks) < WORLD.songs
+    assert 0.4 * (WORLD.songs + WORLD.unplayed) < len(data.tag_tracks)
+    unplayed = set(data.tag_items) - set(data.item_ids)
+    assert 0.5 * WORLD.unplayed < len(unplayed) < WORLD.unplayed
     assert not {"favorit", "seenliv", "awesom", "2000"} & set(data.vocabulary)
     assert data.facts["tags after merging stems"] < data.facts["tags about the sound"]
     assert (data.tag_train ^ data.tag_test).all()

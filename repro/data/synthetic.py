@@ -1,8 +1,9 @@
 """Write a small synthetic world in the Million Song Dataset's own formats.
 
-A song's mixture of styles, close to its artist's, drives its timbre, its tags and its listeners.
-Popularity, length, production and having tags at all are drawn apart from it, so content tells what
-a song is like but not how popular it is. Every number here is ours.
+A song's mixture of styles, close to its artist's, drives its timbre, its tags and its listeners;
+its language, which cannot be heard, drives its tags and its listeners. Popularity, length,
+production and having tags at all are drawn apart from both, so content tells what a song is like
+but not how popular it is. Every number here is ours; those to play with are in ``World``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _MOODS = str.split("dark bright slow wild deep raw")
 _FIRST = str.split("Silver Crooked Northern Paper Hollow Golden Distant Electric Velvet Broken")
 _SECOND = str.split("Foxes Harbour Engines Gardens Satellites Brothers Mirrors Rivers Parade Owls")
 _FORMS = "{} revival", "new {}", "{} classics", "minimal {}", "{} crossover"
+_LANGUAGES = str.split("english french spanish german")
 _ARTIST_TAGS = ["female vocalists", "male vocalists", "british", "american", "swedish", "duo"]
 _JUNK_TAGS = ["favorites", "Favourites", "seen live", "awesome", "2000s", "albums I own"]
 _SPELLINGS = str, str.title, lambda tag: tag.replace(" ", "-", 1), str.upper
@@ -33,7 +35,7 @@ _SPELLINGS = str, str.title, lambda tag: tag.replace(" ", "-", 1), str.upper
 # Means and standard deviations of the twelve coefficients, rounded from genuine tracks.
 _CENTRE = np.array([43, 9, 1, 4, -5, -8, -2, -2, 2, 2, 0, 3])
 _SCALE = np.array([9, 66, 60, 46, 38, 34, 29, 25, 24, 20, 19, 19]) / 1.5
-_SOUNDS = 4  # kinds of frame that a style is made of
+_SOUNDS = 4  # kinds of frame that a style, or a key, is made of
 
 
 def write_world(world: World, seed: int, root: Path | str) -> None:
@@ -62,13 +64,15 @@ def write_world(world: World, seed: int, root: Path | str) -> None:
 
 
 def _write(world: World, rng: np.random.Generator, root: Path) -> None:
-    artist = np.sort(rng.integers(world.artists, size=world.songs))
+    n_songs = world.songs + world.unplayed
+    artist = np.sort(rng.integers(world.artists, size=n_songs))
     style = _near(rng, rng.dirichlet(np.full(world.styles, 0.1), world.artists)[artist], 30)
-    songs, artists = _ids(rng, "SO", world.songs), _ids(rng, "AR", world.artists)
+    language = rng.integers(len(_LANGUAGES), size=n_songs)
+    songs, artists = _ids(rng, "SO", n_songs), _ids(rng, "AR", world.artists)
     numbers = np.arange(world.artists)
     names = [f"{_FIRST[a % 10]} {_SECOND[a // 10 % 10]} {a // 100 + 1}" for a in numbers]
     # a few songs have a second track
-    of = np.concatenate([np.arange(world.songs), rng.choice(world.songs, world.songs // 33)])
+    of = np.concatenate([np.arange(n_songs), rng.choice(n_songs, n_songs // 33)])
     columns = {
         "track_id": _ids(rng, "TR", len(of)),
         "title": [f"{_styles(world)[style[s].argmax()].title()} No. {s + 1}" for s in of],
@@ -80,11 +84,15 @@ def _write(world: World, rng: np.random.Generator, root: Path) -> None:
     hot = np.where(rng.random(len(of)) < 0.4, np.nan, hot)
     tracks = pl.DataFrame(columns)
 
-    _write_triplets(root / "train_triplets.txt", world, rng, style, songs)
-    _write_tags(root / "lastfm_tags.db", world, rng, tracks["track_id"], style[of], artist[of])
+    played = rng.permutation(n_songs)[: world.songs]
+    about = (x[played] for x in (songs, style, language))
+    _write_triplets(root / "train_triplets.txt", world, rng, *about)
+    heard = _near(rng, style[of], 15)  # tags are of what can be heard, and of language and artist
+    about = tracks["track_id"], heard, language[of], artist[of]
+    _write_tags(root / "lastfm_tags.db", world, rng, *about)
     kinds = ", ".join(f"{name} TEXT" for name in columns).replace(",", " PRIMARY KEY,", 1)
     _write_sqlite(root / "track_metadata.db", {f"songs ({kinds})": tracks.rows()})
-    _write_hdf5(root, tracks.with_columns(song_hotttnesss=hot), _timbre(world, rng, style[of]))
+    _write_hdf5(root, tracks.with_columns(song_hotttnesss=hot), _timbre(world, rng, heard))
 
     tested = rng.permutation(world.artists) < round(0.15 * world.artists)
     bad = rng.choice(columns["track_id"], len(of) // 70, replace=False)
@@ -127,36 +135,42 @@ def _race(rng: np.random.Generator, weights, counts: np.ndarray) -> tuple[np.nda
     return np.concatenate(rows), np.concatenate(columns)
 
 
-def _write_triplets(path: Path, world: World, rng, style: np.ndarray, songs: np.ndarray) -> None:
-    """Listening: popular songs of the user's few styles; both activities are log-normal."""
+def _write_triplets(path: Path, world: World, rng, songs, style, language) -> None:
+    """Listening: popular songs of the user's few styles, most of them in the user's language."""
     taste = rng.dirichlet(np.full(world.styles, 0.1), world.users)
-    popularity = rng.lognormal(0, 0.9, world.songs)
+    speaks = rng.integers(len(_LANGUAGES), size=world.users)
+    popularity = rng.lognormal(0, 0.9, len(songs))
     active = world.songs_per_user * rng.lognormal(-0.32, 0.8, world.users)  # of mean 1
-    active = np.clip(active.round().astype(int), 5, world.songs // 4)
-    user, song = _race(rng, lambda u: (taste[u] @ style.T + 0.03) ** 2 * popularity, active)
+    active = np.clip(active.round().astype(int), 5, len(songs) // 4)
+
+    def odds(u):
+        foreign = speaks[u][:, None] != language
+        return (taste[u] @ style.T + 0.03) ** 2 * popularity * (1 - world.language * foreign)
+
+    user, song = _race(rng, odds, active)
     users = np.array([rng.bytes(20).hex() for _ in range(world.users)])
     plays = pl.DataFrame([users[user], songs[song], rng.geometric(0.35, len(user))])
     plays.write_csv(path, separator="\t", include_header=False)
 
 
-def _write_tags(path: Path, world: World, rng, tracks: pl.Series, style, artist) -> None:
+def _write_tags(path: Path, world: World, rng, tracks: pl.Series, heard, language, artist) -> None:
     """last.fm tags: few, incomplete, some wrong, spelt as people please."""
     styles = _styles(world)
     named = [*styles, *_BASES[: world.styles], *_MOODS[: -(-world.styles // 12)]]
     named += [form.format(name) for form in _FORMS for name in styles]
-    named = named[: world.tags - len(_ARTIST_TAGS)]
+    named = named[: world.tags - len(_ARTIST_TAGS) - len(_LANGUAGES)]
     says = np.array([[name in tag or tag in name.split() for tag in named] for name in styles])
     worn = rng.random((world.artists, len(_ARTIST_TAGS))) < 0.25
     by_artist = np.hstack([worn, np.full((world.artists, len(_JUNK_TAGS)), 0.05)])
     liking = rng.lognormal(0, 0.7, len(named) + by_artist.shape[1])
 
+    def odds(t):
+        others = np.hstack([heard[t] ** 2 @ says, by_artist[artist[t]]]) * liking
+        return np.hstack([others, 2 * np.eye(len(_LANGUAGES))[language[t]]]) + 0.001
+
     n_tags = (rng.random(len(tracks)) < 0.75) * rng.negative_binomial(3, 0.32, len(tracks))
-    track, tag = _race(
-        rng,
-        lambda t: np.hstack([style[t] ** 2 @ says, by_artist[artist[t]]]) * liking + 0.001,
-        np.minimum(n_tags, world.tags),
-    )
-    names = [*named, *_ARTIST_TAGS, *_JUNK_TAGS]
+    track, tag = _race(rng, odds, np.minimum(n_tags, world.tags))
+    names = [*named, *_ARTIST_TAGS, *_JUNK_TAGS, *_LANGUAGES]
     spelt = np.array([[spell(name) for spell in _SPELLINGS] for name in names])
     spelling = rng.choice(len(_SPELLINGS), len(tag), p=(0.7, 0.1, 0.15, 0.05))
     raw, raw_tag = np.unique(spelt[tag, spelling], return_inverse=True)
@@ -179,16 +193,24 @@ def _write_sqlite(path: Path, tables: dict[str, list[tuple]]) -> None:
         path.write_bytes(database.serialize())
 
 
-def _timbre(world: World, rng: np.random.Generator, style: np.ndarray) -> list[np.ndarray]:
-    """Timbre: sounds of the song's styles, shifted by a production unrelated to them."""
-    sounds = rng.normal(0, 0.9, (world.styles, _SOUNDS, 12))
-    usual = rng.dirichlet(np.ones(_SOUNDS), world.styles)
-    mixture = (_near(rng, style, 15)[:, :, None] * usual).reshape(len(style), -1)
-    production = rng.normal(size=(len(style), 3)) @ rng.normal(0, 0.7, (3, 12))
+def _timbre(world: World, rng: np.random.Generator, heard: np.ndarray) -> list[np.ndarray]:
+    """Timbre: half the frames sound the track's key, half its styles in that key.
 
-    length = rng.lognormal(np.log(world.frames_per_song), 0.25, len(style)).astype(int)
-    length[rng.choice(len(style), len(style) // 300 + 1, replace=False)] = 0  # as some genuine ones
-    track = np.repeat(np.arange(len(style)), length)
+    In key k a style sounds as the style k places before it does in key 0: each sound stands for as
+    many styles as there are keys, and a linear map, which adds up what single frames say, cannot
+    tell which. A production unrelated to all this shifts the frames of a track.
+    """
+    key = rng.integers(world.keys, size=len(heard))
+    place = (np.arange(world.styles) + key[:, None]) % world.styles
+    share = np.hstack([np.take_along_axis(heard, place, axis=1), np.eye(world.keys)[key]])
+    sounds = rng.normal(0, 0.9, (share.shape[1], _SOUNDS, 12))
+    usual = rng.dirichlet(np.ones(_SOUNDS), share.shape[1])
+    mixture = (share[:, :, None] * usual).reshape(len(heard), -1)
+    production = rng.normal(size=(len(heard), 3)) @ rng.normal(0, 0.3, (3, 12))
+
+    length = rng.lognormal(np.log(world.frames_per_song), 0.25, len(heard)).astype(int)
+    length[rng.choice(len(heard), len(heard) // 300 + 1, replace=False)] = 0  # as some genuine ones
+    track = np.repeat(np.arange(len(heard)), length)
     reached = mixture.cumsum(axis=1)[:, :-1] / mixture.sum(axis=1, keepdims=True)
     frames = np.empty((len(track), 12))
     for block in np.array_split(np.arange(len(track)), len(track) // 50_000 + 1):
