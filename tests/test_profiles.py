@@ -91,7 +91,8 @@ def test_every_source_reads_the_same_listening(tmp_path):
 )
 def test_a_whole_run_on_files_in_its_form(name, form, songs, tmp_path):
     world = tmp_path / "files"
-    synthetic.write_world(replace(config.World(), users=2 * songs, songs=songs), 1, world)
+    sizes = {"users": 2 * songs, "songs": songs, "unplayed": 0}
+    synthetic.write_world(replace(config.World(), **sizes, keys=1, language=0.0), 1, world)
     form(world)
     command = [sys.executable, "-m", "repro", "--profile", name, "--data", str(world)]
     environment = os.environ | {"REPRO_RESULTS": str(tmp_path / "results")}
