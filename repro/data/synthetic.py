@@ -85,11 +85,9 @@ def _write(world: World, rng: np.random.Generator, root: Path) -> None:
     tracks = pl.DataFrame(columns)
 
     played = rng.permutation(n_songs)[: world.songs]
-    about = (x[played] for x in (songs, style, language))
-    _write_triplets(root / "train_triplets.txt", world, rng, *about)
+    _write_triplets(root, world, rng, songs[played], style[played], language[played])
     heard = _near(rng, style[of], 15)  # tags are of what can be heard, and of language and artist
-    about = tracks["track_id"], heard, language[of], artist[of]
-    _write_tags(root / "lastfm_tags.db", world, rng, *about)
+    _write_tags(root, world, rng, tracks["track_id"], heard, language[of], artist[of])
     kinds = ", ".join(f"{name} TEXT" for name in columns).replace(",", " PRIMARY KEY,", 1)
     _write_sqlite(root / "track_metadata.db", {f"songs ({kinds})": tracks.rows()})
     _write_hdf5(root, tracks.with_columns(song_hotttnesss=hot), _timbre(world, rng, heard))
@@ -135,7 +133,7 @@ def _race(rng: np.random.Generator, weights, counts: np.ndarray) -> tuple[np.nda
     return np.concatenate(rows), np.concatenate(columns)
 
 
-def _write_triplets(path: Path, world: World, rng, songs, style, language) -> None:
+def _write_triplets(root: Path, world: World, rng, songs, style, language) -> None:
     """Listening: popular songs of the user's few styles, most of them in the user's language."""
     taste = rng.dirichlet(np.full(world.styles, 0.1), world.users)
     speaks = rng.integers(len(_LANGUAGES), size=world.users)
@@ -150,10 +148,10 @@ def _write_triplets(path: Path, world: World, rng, songs, style, language) -> No
     user, song = _race(rng, odds, active)
     users = np.array([rng.bytes(20).hex() for _ in range(world.users)])
     plays = pl.DataFrame([users[user], songs[song], rng.geometric(0.35, len(user))])
-    plays.write_csv(path, separator="\t", include_header=False)
+    plays.write_csv(root / "train_triplets.txt", separator="\t", include_header=False)
 
 
-def _write_tags(path: Path, world: World, rng, tracks: pl.Series, heard, language, artist) -> None:
+def _write_tags(root: Path, world: World, rng, tracks: pl.Series, heard, language, artist) -> None:
     """last.fm tags: few, incomplete, some wrong, spelt as people please."""
     styles = _styles(world)
     named = [*styles, *_BASES[: world.styles], *_MOODS[: -(-world.styles // 12)]]
@@ -177,7 +175,7 @@ def _write_tags(path: Path, world: World, rng, tracks: pl.Series, heard, languag
     value = rng.integers(0, 101, len(tag))  # a few zeros, as in the genuine file
     rows = np.column_stack([track + 1, raw_tag + 1, value]).tolist()
     tables = {"tids (tid TEXT)": [(t,) for t in tracks], "tags (tag TEXT)": [(t,) for t in raw]}
-    _write_sqlite(path, tables | {"tid_tag (tid INT, tag INT, val FLOAT)": rows})
+    _write_sqlite(root / "lastfm_tags.db", tables | {"tid_tag (tid INT, tag INT, val FLOAT)": rows})
 
 
 def _write_sqlite(path: Path, tables: dict[str, list[tuple]]) -> None:
