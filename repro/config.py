@@ -261,7 +261,7 @@ CITEULIKE = replace(
     sparse_users_per_song=5,
     codewords=2_000,  # words, those of most articles
     hidden=(256, 256, 256),  # the paper's 1,200 would take hours over five seeds
-    epochs=10,  # of 16,000 articles: five times the batches that lastfm has
+    epochs=20,  # of 16,000 articles; the held-out loss still falls after ten
     tag_trials=2,
     trials=6,
 )
