@@ -255,16 +255,6 @@ def test_lines_reach_from_the_least_to_the_greatest_about_the_mean():
     assert to_rgb(ax.lines[0].get_color()) == to_rgb(plots.colour("WMF"))
 
 
-def test_trials_figure_rings_the_winners():
-    found = [0.1, 0.4, 0.4, 0.6, 0.5]
-    frame = pd.DataFrame({"system": ["CF + deep"] * 3 + ["WMF"] * 2, "NDCG": found})
-    (ax,) = plots.trials(frame).axes
-    points = np.concatenate([own.get_offsets() for own in ax.collections])
-    assert np.allclose(np.sort(points[:, 0]), np.sort(found))
-    assert np.allclose(np.concatenate(drawn(ax)), [[0.4, 0], [0.6, 1]])
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["CF + deep", "WMF"]
-
-
 @pytest.mark.fault("a user's own matplotlibrc", "our figures look the same for everybody")
 def test_a_users_matplotlibrc_changes_no_figure(tmp_path):
     rc = "text.usetex: True\nfont.size: 30\nlines.linewidth: 9\n"
