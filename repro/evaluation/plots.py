@@ -1,7 +1,4 @@
-"""The look of the figures, and those that several notebooks draw: data in, matplotlib figure out.
-
-A figure of one notebook is drawn there, with :func:`panels` and :func:`lines`.
-"""
+"""The look of the figures, and those of several notebooks: data in, matplotlib figure out."""
 
 from __future__ import annotations
 

@@ -43,22 +43,25 @@ def _read(path: Path):
 def code_digest(notebook: Path, root: Path = ROOT) -> str:
     """Return a digest of a notebook's code and of every module it imports, however far.
 
-    ``config`` is left out: its values count as settings, each profile's for itself.
+    Comments and docstrings are left out, and ``config``, whose values count as settings.
     """
     cells = [cell for cell in _read(notebook)["cells"] if cell["cell_type"] == "code"]
     code = "\n".join("".join(cell["source"]) for cell in cells)
-    sources = {notebook: re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE)}  # without magics
+    trees = {notebook: ast.parse(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))}  # no magics
     waiting = [notebook]
     while waiting:
-        nodes = ast.walk(ast.parse(sources[waiting.pop()]))
+        nodes = list(ast.walk(trees[waiting.pop()]))
+        for node in nodes:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                node.value.value = ""
         froms = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module.startswith("repro")]
         parts = [[*node.module.split("."), alias.name] for node in froms for alias in node.names]
         paths = {root.joinpath(*part[:end]) for part in parts for end in (1, 2, 3)}
         paths = {p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in paths}
-        found = {path for path in paths if path.exists()} - {root / "repro/config.py", *sources}
-        sources |= {path: path.read_text("utf-8") for path in found}
+        found = {path for path in paths if path.exists()} - {root / "repro/config.py", *trees}
+        trees |= {path: ast.parse(path.read_text("utf-8")) for path in found}
         waiting += found
-    return _sha(*(sources[path] for path in sorted(sources)))
+    return _sha(*(ast.dump(trees[path]) for path in sorted(trees)))
 
 
 @dataclass(frozen=True)
