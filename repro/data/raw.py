@@ -1,8 +1,7 @@
 """Read the files of all sources; what cannot be read as expected is named, with its line or field.
 
 Nothing read here is trusted: no pickle, parameter-free SQL on databases opened read-only, archives
-read in memory and never unpacked, HDF5 in a process of its own, which libhdf5 may abort when a file
-is broken.
+read in memory and never unpacked, HDF5 in a process apart, which a broken file may make abort.
 """
 
 from __future__ import annotations

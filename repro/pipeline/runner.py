@@ -1,9 +1,8 @@
 """Execute the notebooks in order, skipping what is up to date, and write the page of results.
 
-A notebook is up to date when its record says so: the same code, settings, libraries, data and
-inputs as now, and every output still there with the digest it had. Dates decide nothing. It runs in
-a folder of its own, which takes its name at the end; after an interruption the folder's points and
-checkpoints serve the next try if it has the same key, else the folder is wiped.
+A notebook is up to date when code, settings, libraries, data and inputs are those of its record
+and its outputs are whole. It runs in a folder apart, which takes its name at the end; after an
+interruption the points and checkpoints in it serve the next try, if that has the same key.
 """
 
 from __future__ import annotations
@@ -105,10 +104,12 @@ class Pipeline:
 
     def key(self, notebook: str) -> dict[str, str]:
         """Return what decides a notebook's results, one digest per possible cause of change."""
-        order = self.all
-        earlier = [(self, name) for name in order[: order.index(notebook)]]
-        if notebook in self.full:
-            earlier += [(other, name) for other in self.companions for name in other.ordinary]
+        earlier = [(self, name) for name in self.ordinary if name < notebook]
+        if notebook in self.full:  # it may say which companions it reads: "seed" for the seeds
+            about = _read(self.notebooks / f"{notebook}.ipynb")["metadata"]["repro"]
+            start = f"{self.profile.name}+{about.get('companions', '')}"
+            those = [c for c in self.companions if c.profile.name.startswith(start)]
+            earlier += [(other, name) for other in those for name in other.ordinary]
         # Figures and pages are for people; notebooks read artefacts, full ones also tables.
         read = ("artifacts/", "tables/") if notebook in self.full else "artifacts/"
         records = [pipeline.record(name) or {"outputs": {}} for pipeline, name in earlier]
