@@ -89,10 +89,14 @@ def recommend(arguments: list[str]) -> int:
     add("--profile", metavar="NAME", default="lastfm", help="its results (default: %(default)s)")
     given = parser.parse_args(arguments)
     try:
-        liked = given.names + (pd.read_csv(given.csv)["name"].tolist() if given.csv else [])
-        how = {"profile": given.profile, "liked": liked or None}
-        runner.execute(TASTE, None, how)
-    except (PapermillExecutionError, OSError, KeyError) as error:
+        table = pd.read_csv(given.csv, usecols=["name"]) if given.csv else {"name": []}
+    except (OSError, ValueError) as error:
+        print(f"{given.csv}: expected a table with a column name; {error}")
+        return runner.FAILED
+    try:
+        liked = [*given.names, *table["name"]] or None
+        runner.execute(TASTE, None, {"profile": given.profile, "liked": liked})
+    except (PapermillExecutionError, OSError) as error:
         print(getattr(error, "evalue", error))
         return runner.FAILED
     tables = results_root() / "scratch" / given.profile / TASTE.stem / "tables"

@@ -244,8 +244,7 @@ dot_tile, dot_column = _dots(LANES // 4, 4), _dots(LANES, 1)
 #
 # whose eigenvalues lie between 1 and the highest confidence, so that float32 solves it safely; only
 # the way back, x = L'^-1 z, can lose digits, where A itself is ill-conditioned. With G the rows
-# sqrt(s_i) v_i', a row of at most K plays is solved through I + G G' (Woodbury), a longer one
-# through I + G'G.
+# sqrt(s_i) v_i', up to K plays are solved through I + G G' (Woodbury), more through I + G'G.
 
 _CHUNKS = 64  # of rows: many, so that no thread waits long for the last
 _STRIP = 64  # plays of a long row taken at a time: their factors stay in the nearest cache
@@ -495,8 +494,7 @@ def heldout_ranks(theta, beta, held: sp.csr_matrix, out: sp.csr_matrix) -> np.nd
     Blocked float32 products score all items. Where one is too close to a held-out item's to tell,
     both are scored again in float64, so that the order depends on no machine. ``theta`` (users x K)
     and ``beta`` (items x K) are C-contiguous in float32. Pairs of ``out`` (both are csr_matrix,
-    users x items) stay off the lists; none may be in both. A score that may not be finite is a
-    ValueError.
+    users x items) stay off the lists; none may be in both. Scores not finite are a ValueError.
     """
     length, longest = (np.sqrt(np.einsum("ij,ij->i", x, x, dtype=float)) for x in (theta, beta))
     if not length.max(initial=0) * longest.max(initial=0) < np.finfo(np.float32).max:

@@ -95,10 +95,13 @@ def test_names_are_recommended_for_from_the_command_line(whole_run, monkeypatch,
     den = Store(named("smoke"), whole_run).load("den")
     mine = whole_run / "mine.csv"
     mine.write_text(f'name,count\n"{den.item_names[1]}",3\n')
-    names = [f"{den.item_names[0]}x"]
-    assert main(["recommend", *names, "--csv", str(mine), "--profile", "smoke"]) == runner.DONE
+    asked = ["recommend", f"{den.item_names[0]}x", "--csv", str(mine), "--profile", "smoke"]
+    assert main(asked) == runner.DONE
     told = capsys.readouterr().out
     assert all(f"{name} (" in told for name in den.item_names[:2]) and told.count("| name") == 2
     assert any(name in told for name in den.cold_names)
     assert main(["recommend", "--profile", "lastfm"]) == runner.FAILED
     assert "run the earlier notebooks first" in capsys.readouterr().out
+    mine.write_text("artist\nA\n")
+    assert main(asked) == runner.FAILED
+    assert f"{mine}: expected a table with a column name" in capsys.readouterr().out

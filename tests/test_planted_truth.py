@@ -34,7 +34,6 @@ def prepared(p, root):
     """Write a world and prepare it as the notebooks do, up to the content of every song."""
     synthetic.write_world(p.world, p.seed, root)
     data, read = prepare.load(p, root), prepare.bags(p, root)
-
     users, items = subsets.dense_subset(data.plays, p.min_songs_per_user, p.min_users_per_song)
     items = np.random.default_rng(p.seed).permutation(items)
     plays = (data.plays[users][:, items] > 0).astype(np.int32).tocsr()
@@ -42,7 +41,6 @@ def prepared(p, root):
     warm = np.setdiff1d(np.arange(len(items)), cold)
     fractions = p.test_fraction, p.validation_fraction, p.seed
     train, _, _ = subsets.split_pairs(plays[:, warm].tocsr(), *fractions)
-
     tracks = data.item_tracks[items]
     teach = data.tag_train & ~np.isin(data.tag_items, data.item_ids[items[cold]])
     sample = data.tag_tracks[teach], data.hotness[teach]

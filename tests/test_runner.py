@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -422,6 +423,7 @@ def test_points_survive_an_interruption(search, end, told, capsys):
     if "ValueError" in told:
         rows = search.made / "01_search/artifacts/rows.npz"
         resumed = files.sha256(rows)
+        assert "REPRO_KEY" not in os.environ
         assert search.run(force=True)[0] == DONE
         assert search.computed() == "0123" and files.sha256(rows) == resumed
 

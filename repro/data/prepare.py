@@ -84,8 +84,7 @@ def load(profile: Profile, root: Path | str) -> Dataset:
     facts, broken = {}, {}
     read = others.get(profile.source, _load_msd)
     (plays, users, ids), tracks, tagged, sides = read(profile, Path(root), facts, broken)
-    # Several tracks can be one song. The paper does not say which one speaks for it: our choice
-    # is the smallest id.
+    # Several tracks can be one song. Which speaks for it the paper leaves open: our smallest id.
     items = tracks.unique("item", keep="first", maintain_order=True)
     items = pl.DataFrame({"item": ids}).join(items, on="item", how="left", maintain_order="left")
     if items["track"].null_count() == len(ids):

@@ -1,7 +1,4 @@
-"""The tables: frames of numbers, one per column, and the form in which a page shows them.
-
-A frame goes to its CSV as it is. :func:`typeset` alone makes text of numbers.
-"""
+"""The tables: frames of numbers, one per column, of which :func:`typeset` alone makes text."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
 from textwrap import indent
 
@@ -89,7 +89,7 @@ class Pipeline:
     @property
     def ordinary(self) -> list[str]:
         """The notebooks that run without being asked for."""
-        return [name for name in self.all if name not in self.full]
+        return sorted({*self.all} - {*self.full})
 
     @property
     def companions(self) -> list[Pipeline]:
@@ -104,14 +104,15 @@ class Pipeline:
 
     def key(self, notebook: str) -> dict[str, str]:
         """Return what decides a notebook's results, one digest per possible cause of change."""
-        earlier = [(self, name) for name in self.ordinary if name < notebook]
-        if notebook in self.full:  # it may say which companions it reads: "seed" for the seeds
+        ordinary, full = self.ordinary, notebook in self.full
+        earlier = [(self, name) for name in ordinary if name < notebook]
+        if full:  # it may say which companions it reads: "seed" for the seeds
             about = _read(self.notebooks / f"{notebook}.ipynb")["metadata"]["repro"]
             start = f"{self.profile.name}+{about.get('companions', '')}"
             those = [c for c in self.companions if c.profile.name.startswith(start)]
-            earlier += [(other, name) for other in those for name in other.ordinary]
+            earlier += product(those, ordinary)
         # Figures and pages are for people; notebooks read artefacts, full ones also tables.
-        read = ("artifacts/", "tables/") if notebook in self.full else "artifacts/"
+        read = ("artifacts/", "tables/") if full else "artifacts/"
         records = [pipeline.record(name) or {"outputs": {}} for pipeline, name in earlier]
         outputs = [f"{path} {sha}" for record in records for path, sha in record["outputs"].items()]
         return {
