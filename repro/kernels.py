@@ -572,13 +572,7 @@ def _count(v, score, at, n, low, high):
 @compiled
 def _exact_score(theta, beta):
     """Return a product in float64 whose order of summation is the same everywhere."""
-    a = b = c = d = 0.0
-    k = len(theta)
-    for i in range(0, k - 3, 4):
-        a += np.float64(theta[i]) * np.float64(beta[i])
-        b += np.float64(theta[i + 1]) * np.float64(beta[i + 1])
-        c += np.float64(theta[i + 2]) * np.float64(beta[i + 2])
-        d += np.float64(theta[i + 3]) * np.float64(beta[i + 3])
-    for i in range(k - k % 4, k):
-        a += np.float64(theta[i]) * np.float64(beta[i])
-    return (a + b) + (c + d)
+    total = 0.0
+    for i in range(len(theta)):
+        total += np.float64(theta[i]) * np.float64(beta[i])
+    return total

@@ -365,9 +365,8 @@ def search(
     finished trials, which are not run again. ``given`` has WMF's settings, of which some systems
     take some; ``label`` is what tells this search from others in the same ``points``.
 
-    With the best settings ``SYSTEMS[name].fit`` is complete. The table has a row per trial: the
-    label, ``system``, each setting, ``settings`` in writing, ``NDCG``, ``R@40``, and which settings
-    are ``on the edge`` of their range.
+    The table has a row per trial: the label, ``system``, each setting, ``settings`` in writing,
+    ``NDCG``, ``R@40``, and which settings are ``on the edge`` of their range.
     """
     system, profile = SYSTEMS[name], split.profile
     validate = metrics.validator(heldout, exclude)

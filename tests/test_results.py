@@ -96,22 +96,22 @@ def test_a_figure_is_the_same_twice_and_closed(run):
     assert noted(run)["shown"][-1] == {"kind": "figure", "name": "toy", "caption": "A line"}
 
 
-def test_provenance_names_data_device_and_changes(run):
+def test_provenance_names_data_device_and_changes(run, results_folder):
     assert run.provenance == "synthetic data, smoke test · seed 98765 · cpu"
     run.save("data", digest="0123456789abcdef")
+    shutil.copytree(run.folder, results_folder / "smoke/01_toy")  # of another time
+    (run.folder / "artifacts/data.npz").unlink()
     assert Run("02_later", "smoke", "cpu").provenance.endswith("cpu · data 0123456789ab")
-    changed = Run("02_later", replace(config.SMOKE, epochs=1), "cpu")
-    assert changed.provenance.endswith("settings changed by hand")
+    assert Run("01_toy", "smoke", "cpu").provenance.endswith("cpu")
+    assert "by hand" in Run("02_later", replace(config.SMOKE, epochs=1), "cpu").provenance
 
 
-def test_facts_and_checks_are_noted(run, capsys):
-    run.fact(users=np.int64(3))
+def test_checks_are_noted(run, capsys):
     run.check("one is one", np.bool_(True))
     with pytest.raises(AssertionError, match="pigs fly"):
         run.check("pigs fly", False)
-    record = noted(run)
-    assert record["checks"] == ["one is one"] and record["facts"] == {"users": 3}
-    assert record["seed"] == config.SMOKE.seed and record["peak_mib"] > 1
+    assert (noted(run)["checks"], noted(run)["seed"]) == (["one is one"], config.SMOKE.seed)
+    assert noted(run)["peak_mib"] > 1
     assert capsys.readouterr().out == "ok  one is one\n"
 
 

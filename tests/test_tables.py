@@ -123,9 +123,9 @@ NOISE -= NOISE.mean()  # of unit spread, so the interval of the mean is some 0.1
     ("gain", "ours", "other"),
     [
         (0.2 + NOISE, "reproduced", "same ordering"),
-        (0.05 + NOISE, "not settled", "not settled"),  # zero is within the interval
+        (0.05 + NOISE, "within noise", "within noise"),  # zero is within the interval
         (-0.2 + NOISE, "not reproduced", "not reproduced"),
-        (np.zeros(400), "not settled", "not settled"),
+        (np.zeros(400), "within noise", "within noise"),
     ],
 )
 def test_verdict_on_one_system_beating_another(gain, ours, other):
@@ -138,9 +138,9 @@ def test_verdict_on_one_system_beating_another(gain, ours, other):
     [
         (NOISE / 100, "equal here too"),
         (0.003 + NOISE / 100, "equal here too"),  # a difference, but a small one
-        (0.0045 + NOISE / 100, "not settled"),
-        (-0.0045 + NOISE / 100, "not settled"),
-        (NOISE, "not settled"),  # too uncertain to call equal
+        (0.0045 + NOISE / 100, "within noise"),
+        (-0.0045 + NOISE / 100, "within noise"),
+        (NOISE, "within noise"),  # too uncertain to call equal
         (0.007 + NOISE / 100, "not reproduced"),
         (-0.007 + NOISE / 100, "not reproduced"),
     ],
@@ -156,7 +156,7 @@ def test_verdict_tells_the_papers_difference_and_ours():
     assert row["mean"] == pytest.approx(0.2) == row["seeds_min"]
     assert (row["low"], row["high"]) == pytest.approx((0.1, 0.3), abs=0.02)
     shown = tables.typeset(row.to_frame().T.astype({"mean": float}), signed=["paper"])
-    assert list(shown) == ["claim", "metric", "paper", "ours", "verdict", "seeds"]
+    assert list(shown) == ["claim", "metric", "paper", "ours", "verdict", "range over seeds"]
     assert shown["paper"].item() == "+0.0176" and shown["ours"].item().startswith("+0.2000 [")
 
 
@@ -164,7 +164,7 @@ def test_verdict_tells_the_papers_difference_and_ours():
     ("means", "verdict"),
     [
         ((0.1, 0.2, 0.3), "same ordering"),
-        ((0.1, 0.2, -0.01), "not settled"),  # though the interval is far above zero
+        ((0.1, 0.2, -0.01), "ahead in 2 of 3 seeds"),  # though the interval is far above zero
         ((-0.1, -0.2, -0.01), "not reproduced"),
     ],
 )
@@ -202,8 +202,8 @@ def test_seeds_are_averaged_and_differences_paired():
     shown = tables.typeset(table)
     assert shown.loc["CTR", "R@40"] == "**0.400\u00a0±0.141**"
     assert shown.loc["CTR", "NDCG minus WMF"] == "+0.1000 [+0.1000, +0.1000]"
-    assert shown.loc["CTR", "seeds"] == "+0.1000 to +0.1000"
-    assert (shown.loc["WMF", "seeds"], shown.loc["paper: PMF", "NDCG"]) == ("–", "0.500")
+    assert shown.loc["CTR", "range over seeds"] == "+0.1000 to +0.1000"
+    assert (shown.loc["WMF", "range over seeds"], shown.loc["paper: PMF", "NDCG"]) == ("–", "0.500")
 
 
 def test_chance_is_the_unit_that_compares_data_sets(systems):

@@ -84,7 +84,7 @@ def ranking(systems: dict, printed: pd.DataFrame | None, resamples: int, seed: i
 def with_paper(ours: pd.DataFrame, printed: pd.DataFrame | None) -> pd.DataFrame:
     """Return numbers indexed by system and metric with those ``printed`` in a column ``paper``.
 
-    ``printed`` has one row per system, one column per metric; what it alone has follows at the end.
+    What ``printed`` (a row per system, a column per metric) alone has follows at the end.
     """
     if printed is not None:
         paper = printed.rename_axis("system").rename_axis("metric", axis=1).stack().rename("paper")
@@ -95,17 +95,16 @@ def with_paper(ours: pd.DataFrame, printed: pd.DataFrame | None) -> pd.DataFrame
     return ours.reset_index()
 
 
-def winners(trials: pd.DataFrame, by: list[str], metric: str = "NDCG") -> pd.DataFrame:
-    """Return each group's best trial and the number of its trials."""
+def winners(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Return each group's best trial by NDCG, and the number of its trials."""
     groups = trials.groupby(by, sort=False)
-    best = trials.loc[groups[metric].idxmax()].set_index(by)
-    return best.assign(trials=groups.size())
+    return trials.loc[groups["NDCG"].idxmax()].set_index(by).assign(trials=groups.size())
 
 
 def gains(systems: dict, than: str, metric: str, resamples: int, seed: int) -> pd.DataFrame:
     """Return each other system's mean paired difference to ``than``, with its 95% interval.
 
-    It is indexed by system, with the columns ``mean``, ``low`` and ``high``.
+    It is indexed by system.
     """
     return _paired([systems], than, metric, resamples, seed)[["mean", "low", "high"]]
 
@@ -130,13 +129,14 @@ def verdicts(
     A claim holds when the whole 95% interval over users is above zero or, for a claim of equality,
     within ``equal_within`` of it, and so is the mean of every seed. It is then *reproduced* on the
     paper's own data (``same_data``) and *same ordering* or *equal here too* on others. Where
-    interval and seeds are all on the other side it is *not reproduced*, and between the two it is
-    *not settled*. A claim about a system that we have not run is *not comparable*.
+    interval and seeds are all on the other side it is *not reproduced*. Between the two the verdict
+    says in how many of the seeds it holds or, where they agree, that the difference is *within
+    noise*. A claim about a system that we have not run is *not comparable*.
 
     ``seeds`` has a dict for each: from a setting (a key of :data:`PRINTED`, or one with a comma and
-    more behind it) to our systems' per-user metrics by name. The rows of all seeds count alike. The
-    columns are ``claim``, ``metric``, ``paper`` (the printed difference), ``mean``, ``low`` and
-    ``high`` of ours, ``verdict``, and ``seeds_min`` and ``seeds_max``, of the means of the seeds.
+    more behind it) to our systems' per-user metrics by name. The columns are ``claim``, ``metric``,
+    ``paper`` (the printed difference), ``mean``, ``low`` and ``high`` of ours, ``verdict``, and
+    ``seeds_min`` and ``seeds_max``, of the means of the seeds.
     """
     rows = []
     for where, claim in product(seeds[0], CLAIMS):
@@ -152,21 +152,26 @@ def verdicts(
         if not any(frame is None for frame in pairs[0].values()):
             gain = _paired(pairs, claim.than, claim.metric, resamples, seed).iloc[0]
             row |= gain.drop("deviation")
-            row["verdict"] = _verdict(claim, gain, same_data, equal_within)
+            ours, theirs = ([x[s][claim.metric].mean() for x in pairs] for s in claim[1:3])
+            means = np.subtract(ours, theirs)
+            row["verdict"] = _verdict(claim, gain, means, same_data, equal_within)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _verdict(claim: Claim, gain: pd.Series, same_data: bool, equal_within: float) -> str:
-    seen = gain[["low", "high", "seeds_min", "seeds_max"]]
+def _verdict(claim: Claim, gain: pd.Series, means, same_data: bool, equal_within: float) -> str:
+    seen = np.append(means, gain[["low", "high"]])
     if claim.equal:
-        holds = (abs(seen) < equal_within).all()
+        holds = abs(seen) < equal_within
         fails = gain["low"] > equal_within or gain["high"] < -equal_within
     else:
-        holds, fails = (seen > 0).all(), (seen < 0).all()
-    if not holds:
-        return "not reproduced" if fails else "not settled"
-    return "reproduced" if same_data else "equal here too" if claim.equal else "same ordering"
+        holds, fails = seen > 0, (seen < 0).all()
+    if holds.all():
+        return "reproduced" if same_data else "equal here too" if claim.equal else "same ordering"
+    count = holds[: len(means)].sum()
+    if fails or count in (0, len(means)):
+        return "not reproduced" if fails else "within noise"
+    return f"{'equal' if claim.equal else 'ahead'} in {count} of {len(means)} seeds"
 
 
 def over_seeds(
@@ -197,8 +202,7 @@ def each_seed(seeds: list[dict], numbers) -> pd.DataFrame:
 def add_chance(frame: pd.DataFrame, metric: str, chance: float) -> pd.DataFrame:
     """Return a :func:`ranking`, or one :func:`over_seeds`, with the metric ``times chance``.
 
-    It compares data sets: ``metric`` over what it is for random lists, ``chance`` here and, of the
-    paper's Recall@40, :data:`CHANCE`.
+    It is ``metric`` over ``chance``, what random lists have; of the paper's, :data:`CHANCE`.
     """
     times = frame[frame["metric"] == metric].assign(metric="times chance")
     times[times.columns.intersection(["low", "high", *_SPREAD])] /= chance
@@ -248,7 +252,8 @@ def typeset(frame: pd.DataFrame, settings=(), signed=()) -> pd.DataFrame:
     if {"low", "high"} <= {*frame}:
         shown["mean"] = [_text(_INTERVAL, *x) for x in frame[["mean", "low", "high"]].to_numpy()]
     if "seeds_min" in frame:
-        shown["seeds"] = [_text(_RANGE, *x) for x in frame[["seeds_min", "seeds_max"]].to_numpy()]
+        ends = frame[["seeds_min", "seeds_max"]].to_numpy()
+        shown["range over seeds"] = [_text(_RANGE, *x) for x in ends]
     shown = shown.drop(columns=["low", "high", "seeds_min", "seeds_max"], errors="ignore")
     if "paper" in frame:
         shown = shown.rename(columns={"mean": "ours"})
@@ -272,10 +277,10 @@ def _by_metric(frame: pd.DataFrame) -> pd.DataFrame:
         cells[metric] = f"**{text}**" if mean == best[metric] else text
         if over_seeds and not np.isnan(low):  # only differences have an interval over users
             cells[metric] = _text(_INTERVAL, mean, low, high)
-            cells["seeds"] = _text(_RANGE, row["seeds_min"], row["seeds_max"])
+            cells["range over seeds"] = _text(_RANGE, row["seeds_min"], row["seeds_max"])
         if not np.isnan(paper := row.get("paper", np.nan)):
             printed.setdefault(f"paper: {row['system']}", {})[metric] = style.format(paper)
-    rows, columns = ours | printed, [*frame["metric"].unique(), "seeds"]
+    rows, columns = ours | printed, [*frame["metric"].unique(), "range over seeds"]
     shown = pd.DataFrame([*rows.values()], [*rows], columns).dropna(axis=1, how="all")
     if "users" in frame:
         shown["users"] = frame.groupby("system")["users"].max().map("{:,}".format)

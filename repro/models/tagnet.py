@@ -101,6 +101,7 @@ def train(
     device: str = "cpu",
     watch: tuple[np.ndarray, sp.csr_matrix] | None = None,
     progress: Callable = iter,
+    look: Callable | None = None,
     checkpoint=None,
 ) -> tuple[TagNetwork, pd.DataFrame]:
     """Train the tag network on l1-normalised histograms (n x J) and binary tags (n x tags).
@@ -114,11 +115,12 @@ def train(
         See :class:`TagNetwork`; the authors' variant also takes the songs in the order given.
     optimiser : "adagrad", "adam" or "sgd" (without momentum)
     scale_input : bool
-        Multiply all histograms by one number that makes their mean l2 norm one. It is near 0.2
-        for some hundred frames over 1,024 codewords, from where AdaGrad's steps of fixed size take
-        tens of thousands of batches to a useful first layer: the authors had 186,000.
+        Multiply all histograms by one number that makes their mean l2 norm one. From the 0.2 of
+        some hundred frames AdaGrad takes tens of thousands of batches: the authors had 186,000.
     watch : (histograms, tags), optional
         Songs whose loss is recorded after every epoch; the training takes no notice of it.
+    look : optional
+        Called after every epoch with the rows of the curve so far and the network.
     checkpoint : optional
         As of :func:`repro.models.wmf.fit`, called after every epoch.
     """
@@ -161,6 +163,8 @@ def train(
             truth = torch.from_numpy(watch[1].toarray()).float()
             row["held out"] = float(tag_loss(torch.from_numpy(predict(net, watch[0])), truth))
         curve.append(row)
+        if look is not None:
+            look(curve, net)
         if checkpoint is not None:
             checkpoint.save(state)
     return net.eval(), pd.DataFrame(curve)
@@ -200,9 +204,8 @@ def logistic(histograms: np.ndarray, tags: sp.csr_matrix, penalty: float) -> Cal
     """Fit an l2-penalised logistic regression to each tag: the cheap rival of the network.
 
     The result is a function from histograms (m x J) to logits (m x tags) in float32. Histograms
-    (n x J) are divided by their mean l2 norm, lest ``penalty`` mean something else for every J: it
-    is that of ``penalty / 2 ||w||^2``, added to the loss summed over songs; the intercept is free.
-    A tag of all songs or of none has constant log-odds, counting half a song of the other kind.
+    (n x J) are divided by their mean l2 norm. ``penalty / 2 ||w||^2`` is added to the loss summed
+    over songs; the intercept is free. A tag of all songs or of none has constant log-odds.
     """
     length = _mean_length(histograms, tags)
     x, y = sp.csr_matrix(histograms, dtype=np.float64) / length, tags.toarray() > 0

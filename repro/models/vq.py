@@ -31,8 +31,7 @@ class Codebook:
     def assign(self, frames: np.ndarray, nearest: int = 1) -> np.ndarray:
         """Return each frame's ``nearest`` codewords, n x nearest, the closest first.
 
-        Of codewords equally far the first counts, but for rounding, which from some 20 dimensions
-        on can tell apart even two that are the same.
+        Of codewords equally far the first counts, but for rounding.
         """
         if frames.shape[1] != len(self.offset):
             raise ValueError(f"frames have {frames.shape[1]} dimensions, not {len(self.offset)}")
@@ -40,8 +39,9 @@ class Codebook:
         middle = self.centres.mean(0)  # about it float32 loses few digits to a common offset
         index = faiss.IndexFlatL2(len(middle))
         index.add(self.centres - middle)
-        x = (frames - self.offset) / self.scale - middle
-        _, code = index.search(x.astype(np.float32), nearest)
+        x = np.subtract(frames, self.offset + middle * self.scale, dtype=np.float32)
+        x /= self.scale
+        _, code = index.search(x, nearest)
         if (code < 0).any():
             raise ValueError("frames must be finite, and codewords as many as are asked for")
         return code
@@ -50,8 +50,7 @@ class Codebook:
 def codebook_tracks(track_ids, hotness, n: int, seed: int) -> np.ndarray:
     """Return the tracks to learn the codebook from: 24 with a hotttnesss for each one without.
 
-    The authors took 24,000 with non-zero ``song_hotttnesss`` and 1,000 without. Where either kind
-    is short the other fills its place.
+    The authors took 24,000 and 1,000. Where either kind is short the other fills its place.
     """
     track_ids, n = np.asarray(track_ids), min(n, len(track_ids))
     order = np.random.default_rng(seed).permutation(len(track_ids))
@@ -66,7 +65,7 @@ def learn_codebook(
 ) -> Codebook:
     """Learn a codebook from frames, n x D, by k-means.
 
-    k-means++ on 8 frames per codeword, ten iterations on 256, then ``passes`` on all frames: as
+    k-means++ on 8 frames per codeword, eight iterations on 128, then ``passes`` on all frames: as
     close to them as mini-batch k-means, in a tenth of its time. The authors made 3 passes of
     online Hartigan k-means. ``standardise`` is for frames whose dimensions have different units;
     it is off for Echo Nest timbre, as in the paper. A ValueError says that there are fewer frames
@@ -84,9 +83,9 @@ def learn_codebook(
     x /= scale
     some = np.random.default_rng(seed).permutation(len(x))[: 8 * codewords]
     with kernels.one_blas_thread():  # the number of threads must not decide
-        centres, _ = kmeans_plusplus(x[some], codewords, random_state=seed)
+        centres, _ = kmeans_plusplus(x[some], codewords, random_state=seed, n_local_trials=1)
     faiss.omp_set_num_threads(torch.get_num_threads())
-    for iterations, most in ((10, 256), (passes, len(x))):  # of more frames faiss draws a sample
+    for iterations, most in ((8, 128), (passes, len(x))):  # of more frames faiss draws a sample
         settings = {"niter": iterations, "max_points_per_centroid": most, "seed": seed}
         settings["min_points_per_centroid"] = 1  # of fewer it warns
         kmeans = faiss.Kmeans(x.shape[1], codewords, **settings)
@@ -150,9 +149,8 @@ SCALES = tuple(_TRANSFORMERS)
 def rescale(scale: str, features: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return features, and ``others`` by what was learned from the first, on another scale.
 
-    ``raw`` leaves them; ``root`` takes the root, after which products compare distributions
-    (Hellinger); ``tf-idf`` plays down codewords that most items have; ``standardised`` gives every
-    column zero mean and unit variance.
+    ``root`` takes the root, after which products compare distributions (Hellinger); ``tf-idf``
+    plays down codewords that most items have; ``standardised`` gives zero mean, unit variance.
     """
     transform = clone(_TRANSFORMERS[scale])
     scaled = [transform.fit_transform(features)]

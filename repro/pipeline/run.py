@@ -199,7 +199,7 @@ class Run(Store):
         self.on_the_papers_data = profile.source == "msd" and self.label == profile.label
         self._record = {"profile": profile.name, "label": self.label, "seed": profile.seed}
         self._record |= {"device": self.device, "threads": threads, "commit": git_commit()}
-        self._record |= {"versions": versions(), "facts": {}, "checks": [], "shown": []}
+        self._record |= {"versions": versions(), "checks": [], "shown": []}
         self._note()
 
     @property
@@ -222,7 +222,8 @@ class Run(Store):
         display(Markdown(f"{text}<small>{libraries} · commit {git_commit()}</small>"))
 
     def _folders(self) -> list[Path]:
-        return [self.folder, *super()._folders()]
+        own = self.folder.name.removesuffix(".partial")  # what it wrote another time is not read
+        return [self.folder, *(f for f in super()._folders() if f.name != own)]
 
     def save(self, name: str, /, **values) -> None:
         """Save arrays, sparse matrices and scalars as ``artifacts/<name>.npz``, without pickle."""
@@ -241,6 +242,11 @@ class Run(Store):
         stores = {s: Store(named(f"{self.profile.name}+{s}")) for s in self.profile.companions}
         return {s: o for s, o in stores.items() if wanted <= {f.name for f in o._folders()}}
 
+    @property
+    def seeds(self) -> list[Store]:
+        """This run, and those companions that are the same under another seed."""
+        return [self, *(one for name, one in self.companions.items() if name.startswith("seed"))]
+
     def points(self, name: str) -> Points:
         """Return a table of finished settings, kept for the next try; in memory by hand."""
         path = self.folder / KEPT / f"{quote(name, safe='')}.jsonl"
@@ -248,10 +254,9 @@ class Run(Store):
 
     def checkpoint(self, name: str, every: float | None = None) -> Checkpoint:
         """Return a checkpoint for this run and device: a GPU's random state is nothing to a CPU."""
-        if every is None:
-            every = float(os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60)
+        seconds = os.environ.get("REPRO_CHECKPOINT_SECONDS") or 60 if every is None else every
         path = self.folder / KEPT / f"{quote(f'{name} {self.device}', safe='')}.pt"
-        return Checkpoint(None if self.by_hand else path, every)
+        return Checkpoint(None if self.by_hand else path, float(seconds))
 
     def figure(self, fig, name: str, caption: str) -> None:
         """Save a figure as PNG and PDF with its provenance in a footer, show it, and close it."""
@@ -294,11 +299,6 @@ class Run(Store):
         path.with_suffix(".tex").write_text(f"% {caption} ({below})\n{latex}\n", "utf-8")
         # The class keeps MathJax from reading the dollar signs in artists' names.
         display(Markdown(f'<div class="tex2jax_ignore">\n\n{page}\n</div>'))
-
-    def fact(self, **values) -> None:
-        """Enter small named values (numbers, strings) in the manifest."""
-        self._record["facts"] |= values
-        self._note()
 
     def check(self, claim: str, holds) -> None:
         """Print that a claim holds, or raise an AssertionError that states it."""
