@@ -4,9 +4,11 @@ import ast
 import re
 
 import nbformat
+import numpy as np
 import pytest
 
 from repro.config import ROOT
+from repro.evaluation import tables
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHECKED = "nbval-check-output"
@@ -27,21 +29,25 @@ def code(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def test_all_are_there():
-    assert [path.stem for path in PATHS] == [
-        "00_the_method",
-        "01_data_prep",
-        "02_vq_histograms",
-        "03_tag_pretraining",
-        "04_content_aware_als",
-        "05_baselines",
-        "06_cold_start_evaluation",
-        "07_seeds",
-        "08_studies",
-        "09_exposure",
-        "10_hearing",
-        "11_your_own_taste",
-    ]
+def test_all_are_there_and_in_the_readme():
+    assert [int(path.stem[:2]) for path in PATHS] == list(range(12))
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert [path.name for path in PATHS if f"(notebooks/{path.name})" not in text] == []
+
+
+def test_what_the_paper_is_said_to_have_printed_is_in_its_tables(notebook):
+    """Every number of four decimals is a mean, a difference of two, or what chance would have."""
+    known = {tables.CHANCE}
+    for rows in tables.PRINTED.values():
+        for column in rows.to_numpy().T:
+            known |= {*column, *np.subtract.outer(column, column).ravel()}
+    known |= {-x for x in known}
+    written = {f"{x:{sign}.4f}" for x in known for sign in ("", "+")}
+    text = "\n".join(cell.source for cell in notebook.cells)
+    assert {*re.findall(r"(?<![\w.])[+-]?0\.\d{4}\b", text)} <= written
+    cold = tables.PRINTED["out-of-matrix"]["R@40"]
+    times = {f"{x / tables.CHANCE:.1f}" for x in cold}
+    assert {*re.findall(r"\(the paper(?:'s best)?: (\d+\.\d)\)", text)} <= times
 
 
 def test_it_is_valid_and_names_no_private_kernel(notebook):
@@ -68,7 +74,7 @@ def test_there_is_at_least_as_much_text_as_code(notebook, code):
 
 def test_cells_are_short_and_define_only_short_functions(code):
     for cell in code:
-        assert len(cell.source.splitlines()) <= 25, cell.source
+        assert len(cell.source.splitlines()) <= 20, cell.source
         for node in ast.walk(ast.parse(cell.source)):
             assert not isinstance(node, ast.ClassDef), cell.source
             if isinstance(node, ast.FunctionDef):

@@ -1,4 +1,4 @@
-"""pyproject.toml is the one home of requirements; conda's file and the lock must agree with it."""
+"""Requirements have one home, pyproject.toml; scripts, benchmarks and README are what they say."""
 
 import ast
 import os
@@ -108,3 +108,24 @@ def test_the_finding_in_the_readme_has_the_numbers_of_the_tables():
     recall += [*pd.read_csv(made / "parts.csv")["mean"].abs(), bags["mean"]["deep", "plain", 1]]
     recall += [gain["mean"]["CF + deep"]]
     assert [x for x in recall if f"{x:.3f}" not in finding.split("![")[0]] == []
+
+
+@pytest.mark.parametrize(
+    "names", [("als", "evaluation"), pytest.param((), marks=pytest.mark.long, id="all")]
+)
+def test_a_small_benchmark_agrees_with_others_or_slow_versions(tmp_path, names):
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks", *names]
+    done = subprocess.run(
+        [*command, "--small", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "all agree"
+    assert not list(tmp_path.iterdir())  # what is not timed is not kept
+
+
+def test_the_page_on_speed_shows_the_goals_as_measured():
+    measured = (ROOT / "results" / "benchmarks" / "README.md").read_text("utf-8")
+    goals = measured.split("## What was aimed at", 1)[1].split("**Missed", 1)[0]
+    rows = [line for line in goals.splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    assert "\n".join(rows) in (ROOT / "benchmarks" / "README.md").read_text("utf-8")
