@@ -30,7 +30,6 @@ class World:
     tags: int = 140
     frames_per_song: int = 120
     songs_per_user: float = 50.0  # mean of a long-tailed distribution
-    # what is put into it, for the models to find
     keys: int = 4  # sounds of a style: with one a linear map of the sound tells it, else a network
     unplayed: int = 4_000  # songs with sound and tags that nobody plays
     language: float = 0.8  # how far listeners keep to a language, which tags tell and sound cannot
@@ -183,7 +182,7 @@ SMOKE = replace(
     min_songs_per_tag=5,
     test_min_tags=2,
     hidden=(64, 64, 64),
-    **dict.fromkeys(("epochs", "exposed_epochs"), 20),
+    **{"epochs": 20, "exposed_epochs": 30},
     learning_rate=0.05,
     trials=2,
     factors=8,

@@ -138,9 +138,9 @@ def test_verdict_on_one_system_beating_another(gain, ours, other):
     [
         (NOISE / 100, "equal here too"),
         (0.003 + NOISE / 100, "equal here too"),  # a difference, but a small one
-        (0.0045 + NOISE / 100, "within noise"),
-        (-0.0045 + NOISE / 100, "within noise"),
-        (NOISE, "within noise"),  # too uncertain to call equal
+        (0.0045 + NOISE / 100, "not shown to be equal"),
+        (-0.0045 + NOISE / 100, "not shown to be equal"),
+        (NOISE, "not shown to be equal"),  # too uncertain
         (0.007 + NOISE / 100, "not reproduced"),
         (-0.007 + NOISE / 100, "not reproduced"),
     ],

@@ -129,9 +129,9 @@ def verdicts(
     A claim holds when the whole 95% interval over users is above zero or, for a claim of equality,
     within ``equal_within`` of it, and so is the mean of every seed. It is then *reproduced* on the
     paper's own data (``same_data``) and *same ordering* or *equal here too* on others. Where
-    interval and seeds are all on the other side it is *not reproduced*. Between the two the verdict
-    says in how many of the seeds it holds or, where they agree, that the difference is *within
-    noise*. A claim about a system that we have not run is *not comparable*.
+    interval and seeds (for equality the interval alone) are on the other side it is *not
+    reproduced*. Between the two the verdict says in how many of the seeds it holds or, where they
+    agree, *within noise* or *not shown to be equal*; without our system it is *not comparable*.
 
     ``seeds`` has a dict for each: from a setting (a key of :data:`PRINTED`, or one with a comma and
     more behind it) to our systems' per-user metrics by name. The columns are ``claim``, ``metric``,
@@ -168,10 +168,11 @@ def _verdict(claim: Claim, gain: pd.Series, means, same_data: bool, equal_within
         holds, fails = seen > 0, (seen < 0).all()
     if holds.all():
         return "reproduced" if same_data else "equal here too" if claim.equal else "same ordering"
-    count = holds[: len(means)].sum()
-    if fails or count in (0, len(means)):
-        return "not reproduced" if fails else "within noise"
-    return f"{'equal' if claim.equal else 'ahead'} in {count} of {len(means)} seeds"
+    if fails:
+        return "not reproduced"
+    if 0 < (count := holds[: len(means)].sum()) < len(means):
+        return f"{'equal' if claim.equal else 'ahead'} in {count} of {len(means)} seeds"
+    return "not shown to be equal" if claim.equal else "within noise"
 
 
 def over_seeds(

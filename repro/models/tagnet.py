@@ -45,7 +45,7 @@ class TagNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def hidden(self, x: torch.Tensor, depth: int | None = None) -> torch.Tensor:
-        """Return the last hidden layer h, n x 1200, or that at a ``depth`` from one up."""
+        """Return the last hidden layer h, n x F, or that at a ``depth`` from one up."""
         x = x * self.scale
         for layer in list(self.layers)[:depth]:
             x = F.relu(layer(x))
@@ -120,7 +120,7 @@ def train(
     watch : (histograms, tags), optional
         Songs whose loss is recorded after every epoch; the training takes no notice of it.
     look : optional
-        Called after every epoch with the rows of the curve so far and the network.
+        Called after every epoch with the curve so far and the network, both still changing.
     checkpoint : optional
         As of :func:`repro.models.wmf.fit`, called after every epoch.
     """

@@ -7,7 +7,7 @@ without features the prior mean of every song factor is zero.
 paper       here                     shape
 ==========  =======================  =====================================================
 Theta, B    ``theta``, ``beta``      users x K, items x K (rows, where the paper has columns)
-W           ``w``                    F x K, or (F + 1) x K with the bias row last
+W           ``w``, its transpose     F x K, or (F + 1) x K with the bias row last
 H           ``features``             items x F
 c_ui        ``1 + surplus[u, i]``    the surplus is stored for the observed pairs only
 ==========  =======================  =====================================================

@@ -222,7 +222,7 @@ class Run(Store):
         display(Markdown(f"{text}<small>{libraries} · commit {git_commit()}</small>"))
 
     def _folders(self) -> list[Path]:
-        own = self.folder.name.removesuffix(".partial")  # what it wrote another time is not read
+        own = self.folder.name.removesuffix(".partial")  # the runner's earlier one is not read
         return [self.folder, *(f for f in super()._folders() if f.name != own)]
 
     def save(self, name: str, /, **values) -> None:
