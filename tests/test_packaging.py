@@ -47,14 +47,7 @@ def test_the_lock_is_complete_and_within_the_ranges(required):
 
 
 def test_everything_imported_is_required(required):
-    own = {
-        "repro",
-        "IPython",
-        "ipykernel",
-        "nbclient",
-        "jupyter_client",
-        "pygments",
-    }  # jupyterlab's
+    own = {"repro", "IPython", "ipykernel", "nbclient", "jupyter_client", "pygments"}
     names = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
     found = set()
     for path in (ROOT / "repro").rglob("*.py"):
@@ -104,21 +97,19 @@ def test_ruff_has_no_objection(command):
 
 
 def test_the_finding_in_the_readme_has_the_numbers_of_the_tables():
-    def read(table, *index):
-        return pd.read_csv(ROOT / "results/lastfm" / table, index_col=[*index] or None)
+    def read(folder, table, *by):
+        return pd.read_csv(ROOT / f"results/{folder}/tables/{table}.csv", index_col=[*by] or None)
 
-    articles = read("../citeulike/06_cold_start_evaluation/tables/out_of_matrix.csv", 1, 0)["mean"]
-    by_rule = read("07_seeds/tables/protocols.csv").groupby("protocol").mean()
-    numbers = [*by_rule.shallow, *by_rule.deep, *articles["R@40"].filter(regex="shallow|deep")]
-    numbers += [*read("09_exposure/tables/parts.csv")["mean"].abs()]
-    numbers += [read("07_seeds/tables/seeds_cold_by_pairs.csv", 0, 1)["mean"]["CF + deep", "R@40"]]
-    numbers += [read("10_hearing/tables/bags.csv", 0, 1, 2)["mean"]["deep", "plain", 1]]
-    numbers += [
-        read("../demo/06_cold_start_evaluation/tables/cold_gain.csv", 0)["mean"]["CF + deep"]
-    ]
-    groups = read("07_seeds/tables/seeds_taught_or_not.csv", 1)["mean"].filter(like="deep")
-    wanted = [f"{x:.3f}" for x in numbers] + [f"{x:.1f}" for x in groups]
-    wanted += ["{:.0f}%".format(by_rule["gain, %"]["paper's"])]
+    cold, over = "06_cold_start_evaluation", "lastfm/07_seeds"
+    articles = read(f"citeulike/{cold}", "out_of_matrix", 1, 0)["mean"]["R@40"]
+    by_rule = read(over, "protocols").groupby("protocol").mean()
+    numbers = [*by_rule.shallow, *by_rule.deep, *articles.filter(regex="shallow|deep")]
+    numbers += [*read("lastfm/09_exposure", "parts")["mean"].abs()]
+    numbers += [read(over, "seeds_cold_by_pairs", 0, 1)["mean"]["CF + deep", "R@40"]]
+    numbers += [read("lastfm/10_hearing", "bags", 0, 1, 2)["mean"]["deep", "plain", 1]]
+    numbers += [read(f"demo/{cold}", "cold_gain", 0)["mean"]["CF + deep"]]
+    wanted = [f"{x:.3f}" for x in numbers] + ["{:.0f}%".format(by_rule["gain, %"]["paper's"])]
+    wanted += [f"{x:.1f}" for x in read(over, "seeds_taught_or_not", 1)["mean"].filter(like="deep")]
     finding = (ROOT / "README.md").read_text("utf-8").partition("\n## ")[0]
     assert [number for number in wanted if number not in finding] == []
 
