@@ -19,7 +19,7 @@ LARGER = replace(
     PROFILE,
     **dict.fromkeys(("min_songs_per_user", "min_users_per_song"), 10),
     **{"cold_fraction": 0.25, "codewords": 128, "codebook_tracks": 400, "min_songs_per_tag": 20},
-    **{"hidden": (300, 300, 300), "dropout": 0.0, "learning_rate": 0.03, "epochs": 100},
+    **{"hidden": (300, 300, 300), "dropout": 0.0, "learning_rate": 0.03, "epochs": 70},
     **{"factors": 16, "sweeps": 10, "lambda_theta": 100.0},
 )
 LINEAR = config.World(2_000, 600, 200, 8, 44, 60, 30.0, keys=1, unplayed=0, language=0.0)
