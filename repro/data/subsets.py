@@ -58,6 +58,7 @@ def cold_items(n_items: int, fraction: float, seed: int) -> np.ndarray:
 def cold_artists(artists: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Draw whole artists until about `fraction` of the items are theirs (ours).
 
+    A song drawn by itself leaves siblings in training that sound alike and share its listeners.
     `artists` has the artist of each item; an unknown one (``""``) stands for itself.
     """
     itself = np.array([f" {i}" for i in range(len(artists))])

@@ -102,10 +102,7 @@ def winners(trials: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def gains(systems: dict, than: str, metric: str, resamples: int, seed: int) -> pd.DataFrame:
-    """Return each other system's mean paired difference to ``than``, with its 95% interval.
-
-    It is indexed by system.
-    """
+    """Return, by system, its mean paired difference to ``than`` with a 95% interval."""
     return _paired([systems], than, metric, resamples, seed)[["mean", "low", "high"]]
 
 
