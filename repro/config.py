@@ -177,7 +177,7 @@ SMOKE = replace(
     **dict.fromkeys(("min_songs_per_user", "min_users_per_song"), 8),
     **dict.fromkeys(("sparse_songs_per_user", "sparse_users_per_song"), 8),
     cold_fraction=0.20,
-    codewords=64,
+    codewords=32,
     codebook_tracks=100,
     min_songs_per_tag=5,
     test_min_tags=2,
@@ -237,8 +237,7 @@ SUBSET = replace(
     label="Million Song Dataset subset of 10,000 songs",
     # some 4,000 of the songs are in the Taste Profile at all
     **dict.fromkeys(("min_songs_per_user", "sparse_songs_per_user"), 10),
-    min_users_per_song=20,
-    sparse_users_per_song=20,
+    **dict.fromkeys(("min_users_per_song", "sparse_users_per_song"), 20),
     codebook_tracks=2_000,
 )
 

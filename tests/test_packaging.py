@@ -114,9 +114,7 @@ def test_the_finding_in_the_readme_has_the_numbers_of_the_tables():
     assert [number for number in wanted if number not in finding] == []
 
 
-@pytest.mark.parametrize(
-    "names", [("als", "evaluation"), pytest.param((), marks=pytest.mark.long, id="all")]
-)
+@pytest.mark.parametrize("names", [["als"], pytest.param([], marks=pytest.mark.long, id="all")])
 def test_a_small_benchmark_agrees_with_others_or_slow_versions(tmp_path, names):
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks", *names]
     done = subprocess.run(

@@ -1,7 +1,7 @@
 """A world that knows its answer: the whole chain finds what was put into it, and nothing else."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,7 +33,7 @@ WORLDS = {
 def prepared(p, root):
     """Write a world and prepare it as the notebooks do, up to the content of every song."""
     synthetic.write_world(p.world, p.seed, root)
-    data, read = prepare.load(p, root), prepare.bags(p, root)
+    data, read = prepare.load(p, root), cache(prepare.bags(p, root))
     users, items = subsets.dense_subset(data.plays, p.min_songs_per_user, p.min_users_per_song)
     items = np.random.default_rng(p.seed).permutation(items)
     plays = (data.plays[users][:, items] > 0).astype(np.int32).tocsr()

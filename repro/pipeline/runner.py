@@ -18,6 +18,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product, takewhile
 from pathlib import Path
 from textwrap import indent
@@ -39,28 +40,31 @@ def _read(path: Path):
     return json.loads(path.read_text("utf-8"))
 
 
-def code_digest(notebook: Path, root: Path = ROOT) -> str:
-    """Return a digest of a notebook's code and of every module it imports, however far.
+@cache  # all notebooks import much the same
+def _parsed(code: str) -> tuple[str, list]:
+    """Return what code does, without comments and docstrings, and its imports from the package."""
+    nodes = list(ast.walk(tree := ast.parse(code)))
+    for node in nodes:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    froms = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module.startswith("repro")]
+    return ast.dump(tree), [[*n.module.split("."), a.name] for n in froms for a in n.names]
 
-    Comments and docstrings are left out, and ``config``, whose values count as settings.
-    """
+
+def code_digest(notebook: Path, root: Path = ROOT) -> str:
+    """Return a digest of a notebook's code and of all it imports but the settings, however far."""
     cells = [cell for cell in _read(notebook)["cells"] if cell["cell_type"] == "code"]
     code = "\n".join("".join(cell["source"]) for cell in cells)
-    trees = {notebook: ast.parse(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))}  # no magics
+    parsed = {notebook: _parsed(re.sub(r"^[%!].*$", "", code, flags=re.MULTILINE))}  # no magics
     waiting = [notebook]
     while waiting:
-        nodes = list(ast.walk(trees[waiting.pop()]))
-        for node in nodes:
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                node.value.value = ""
-        froms = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module.startswith("repro")]
-        parts = [[*node.module.split("."), alias.name] for node in froms for alias in node.names]
-        paths = {root.joinpath(*part[:end]) for part in parts for end in (1, 2, 3)}
-        paths = {p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in paths}
-        found = {path for path in paths if path.exists()} - {root / "repro/config.py", *trees}
-        trees |= {path: ast.parse(path.read_text("utf-8")) for path in found}
+        parts = parsed[waiting.pop()][1]
+        paths = [root.joinpath(*part[:end]) for part in parts for end in (1, 2, 3)]
+        paths = [p / "__init__.py" if p.is_dir() else p.with_suffix(".py") for p in paths]
+        found = {path for path in paths if path.exists()} - {root / "repro/config.py", *parsed}
+        parsed |= {path: _parsed(path.read_text("utf-8")) for path in found}
         waiting += found
-    return _sha(*(ast.dump(trees[path]) for path in sorted(trees)))
+    return _sha(*(parsed[path][0] for path in sorted(parsed)))
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,7 @@ class Pipeline:
         return None
 
     def execute(self, notebook: str, afresh: bool = False) -> dict:
-        """Execute one notebook in a folder of its own, and return its record.
-
-        Points and checkpoints of an earlier try with the same key are used, unless ``afresh``.
-        """
+        """Execute a notebook; an earlier try with the same key is gone on with, or begun afresh."""
         started, key = time.monotonic(), self.key(notebook)  # before the code is edited meanwhile
         folder, partial = self.folder / notebook, self.folder / f"{notebook}.partial"
         kept = partial / run.KEPT
@@ -198,7 +199,8 @@ def execute(source: Path, page: Path | None, parameters: dict):
 
     how = {"kernel_name": "python3", "language": "python", "kernel_manager_class": Kernel}
     how |= {"cwd": str(source.parent), "start_timeout": 120, "coalesce_streams": True}
-    how |= {"stdout_file": sys.stdout}  # checks, and bars of what takes long
+    # Shown at once are checks, and bars of what takes long; the page is written at the end.
+    how |= {"stdout_file": sys.stdout, "request_save_on_cell_execute": False}
     os.environ |= {"REPRO_KEY": "1"} if page else {}  # the kernel inherits it
     try:
         return papermill.execute_notebook(source, page, parameters, progress_bar=False, **how)
@@ -253,10 +255,9 @@ def main(
 ) -> int:
     """Bring a profile's results up to date and return the exit status.
 
-    ``only`` runs one notebook, ``first`` one and those after it; ``full`` runs all: the ordinary
-    notebooks, those of every companion, then the full ones. ``force`` runs also what is up to date;
-    ``list_only`` prints the plan and stops. The status is 0 when all is done, 1 when a notebook
-    failed, 2 when the run was refused before any work, 130 when it was interrupted.
+    ``only`` runs one notebook, ``first`` one and those after it; ``full`` the ordinary ones, those
+    of every companion, then the full ones; ``force`` also what is up to date; ``list_only`` prints
+    the plan alone. Status 0: all done; 1: a notebook failed; 2: refused at once; 130: interrupted.
     """
     with ExitStack() as held:
         try:
