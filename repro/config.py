@@ -160,7 +160,7 @@ DEMO = replace(
     source="world",
     label="synthetic data",
     world=World(),
-    companions=("seed1", "seed2", "seed3", "seed4", "artists", "lenient"),
+    companions=("seed1", "seed2", "seed3", "seed4", "lenient"),
     codebook_tracks=1_500,
     hidden=(600, 600, 600),  # the paper's 1,200 would take three times as long, and tell no more
     **dict.fromkeys(("epochs", "exposed_epochs"), 40),  # of 5,000 songs
@@ -207,7 +207,7 @@ LASTFM = replace(
     source="lastfm",
     label="HetRec Last.fm-2k, artist level",
     item="artist",
-    companions=("seed1", "seed2", "seed3", "seed4", "others", "eight", "whole", "lenient"),
+    companions=("seed1", "seed2", "seed3", "seed4", "others", "lenient"),
     min_songs_per_user=5,  # HetRec keeps about 49 top artists per user
     min_users_per_song=1,
     sparse_users_per_song=5,
@@ -274,8 +274,6 @@ VARIANTS = {
     "artists": {"cold_by_artist": True},
     "lenient": {"cold_in_codebook": True},
     "others": {"other_people": True},
-    "eight": {"frames_per_item": 8},
-    "whole": {"frames_per_item": None},
 }
 
 

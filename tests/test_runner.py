@@ -443,10 +443,10 @@ def test_the_command_line(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(runner, "main", lambda **given: asked.append(given) or DONE)
     monkeypatch.chdir(tmp_path)
-    assert main(["--profile", "lastfm+whole", "--device", "cpu", "--data", "music"]) == DONE
+    assert main(["--profile", "lastfm+others", "--device", "cpu", "--data", "music"]) == DONE
     assert config.data_root() == tmp_path / "music"
     assert main(["--full", "--list"]) == DONE
-    assert (asked[0]["profile"], asked[0]["device"]) == ("lastfm+whole", "cpu")
+    assert (asked[0]["profile"], asked[0]["device"]) == ("lastfm+others", "cpu")
     options = [(given["full"], given["list_only"]) for given in asked]
     assert options == [(False, False), (True, True)]
     with pytest.raises(SystemExit, match="2"):
