@@ -48,8 +48,7 @@ def test_the_lock_is_complete_and_within_the_ranges(required):
 
 def test_everything_imported_is_required(required):
     own = {"repro", "IPython", "ipykernel", "nbclient", "jupyter_client", "pygments"}
-    names = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
-    found = set()
+    names, found = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}, set()
     for path in (ROOT / "repro").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
@@ -108,6 +107,7 @@ def test_the_finding_in_the_readme_has_the_numbers_of_the_tables():
     numbers += [*read("lastfm/09_exposure", "parts")["mean"].abs()]
     numbers += [read(lastfm, "seeds_cold_by_pairs", 0, 1)["mean"]["CF + deep", "R@40"]]
     numbers += [read(hearing, "bags", 0, 1, 2)["mean"]["deep", "plain", 1]]
+    numbers += [*read("citeulike/10_hearing", "corpus", 0)["mean"]["deep"].abs()]
     drawn = pd.concat([read(hearing, "bags"), read(hearing, "corpus")]).groupby("content")
     wanted += [f"{(x > 0).sum()} of {len(x)}" for _, x in drawn["seeds_min"]]
     numbers += [*read(lastfm, "seeds_taught_or_not", 1)["mean"].filter(like="deep")]
