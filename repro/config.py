@@ -162,7 +162,7 @@ DEMO = replace(
     world=World(),
     companions=("seed1", "seed2", "seed3", "seed4", "lenient"),
     codebook_tracks=1_500,
-    hidden=(600, 600, 600),  # the paper's 1,200 would take three times as long, and tell no more
+    hidden=(600, 600, 600),  # the paper's 1,200 would take three times as long
     **dict.fromkeys(("epochs", "exposed_epochs"), 40),  # of 5,000 songs
     tag_trials=2,
     trials=6,
