@@ -46,7 +46,7 @@ def test_the_lock_is_complete_and_within_the_ranges(required):
 
 
 def test_everything_imported_is_required(required):
-    own = {"repro", "IPython", "ipykernel", "nbclient", "jupyter_client", "pygments"}
+    own = {"repro", "IPython", "ipykernel", "nbclient", "jupyter_client", "pygments"}  # jupyter's
     names, found = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}, set()
     for path in (ROOT / "repro").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -54,8 +54,7 @@ def test_everything_imported_is_required(required):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 found.add(node.module.split(".")[0])
-    third = {names.get(name, name) for name in found - sys.stdlib_module_names} - own
-    assert third <= set(required)
+    assert {names.get(x, x) for x in found - sys.stdlib_module_names} - own <= set(required)
 
 
 def test_scripts_are_valid_and_ci_runs_the_test_command():
@@ -105,9 +104,8 @@ def test_the_finding_in_the_readme_has_the_numbers_of_the_tables():
         numbers += [*seeds.shallow, *seeds.deep, own[1.0] - own[0.0], *parts, *corpus]
     numbers += [read(lastfm, "seeds_cold_by_pairs", 0, 1)["mean"]["CF + deep", "R@40"]]
     numbers += [read(lastfm, "seeds_cold", 0, 1)["mean"]["bag size", "R@40"]]
-    others = read(lastfm, "variants", "rule", "metric", "system")["mean"].sort_index()
-    others = others["others", "R@40"]
-    numbers += [*others[["CF + shallow", "CF + deep, exposed"]]]
+    mean = read(lastfm, "variants", "rule", "metric", "system")["mean"].sort_index()
+    numbers += [*mean["others", "R@40"][["CF + shallow", "CF + deep, exposed"]]]
     gain = read(lastfm, "protocols", 0)["gain, %"]["paper's"]
     drawn = pd.concat([read("lastfm/10_hearing", name) for name in ("bags", "corpus")])
     wanted += [f"{(x > 0).sum()} of {len(x)}" for _, x in drawn.groupby("content")["seeds_min"]]
@@ -118,7 +116,9 @@ def test_the_finding_in_the_readme_has_the_numbers_of_the_tables():
     assert [number for number in wanted if number not in finding] == []
 
 
-@pytest.mark.parametrize("names", [["als"], pytest.param([], marks=pytest.mark.long, id="all")])
+@pytest.mark.parametrize(
+    "names", [("als", "evaluation"), pytest.param((), marks=pytest.mark.long, id="all")]
+)
 def test_a_small_benchmark_agrees_with_others_or_slow_versions(tmp_path, names):
     command = [sys.executable, "-Wignore", "-m", "benchmarks", *names, "--small", "--out", tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -141,7 +141,7 @@ class Pipeline:
         return None
 
     def execute(self, notebook: str, afresh: bool = False) -> dict:
-        """Execute a notebook; an earlier try with the same key is gone on with, or begun afresh."""
+        """Execute a notebook, from where a try with the same key ended; return its record."""
         started, key = time.monotonic(), self.key(notebook)  # before the code is edited meanwhile
         folder, partial = self.folder / notebook, self.folder / f"{notebook}.partial"
         kept = partial / run.KEPT
