@@ -143,6 +143,7 @@ class Profile:
 
 PAPER = Profile("paper", "msd", "Million Song Dataset, Taste Profile, last.fm tags")
 
+_SEEDS = "seed1", "seed2", "seed3", "seed4"
 _SMALL = replace(  # what all collections smaller than the paper's have in common
     PAPER,
     cold_fraction=0.10,  # 5% of a few songs would be fewer than Recall@200 ranks
@@ -160,9 +161,10 @@ DEMO = replace(
     source="world",
     label="synthetic data",
     world=World(),
-    companions=("seed1", "seed2", "seed3", "seed4", "lenient"),
+    companions=(*_SEEDS, "lenient"),
     codebook_tracks=1_500,
     hidden=(600, 600, 600),  # the paper's 1,200 would take three times as long
+    batch_size=25,  # of so few songs; with 100 three layers are not learned to the end
     **dict.fromkeys(("epochs", "exposed_epochs"), 40),  # of 5,000 songs
     tag_trials=2,
     trials=6,
@@ -182,6 +184,7 @@ SMOKE = replace(
     min_songs_per_tag=5,
     test_min_tags=2,
     hidden=(64, 64, 64),
+    batch_size=100,
     epochs=15,
     exposed_epochs=20,
     learning_rate=0.05,
@@ -207,7 +210,7 @@ LASTFM = replace(
     source="lastfm",
     label="HetRec Last.fm-2k, artist level",
     item="artist",
-    companions=("seed1", "seed2", "seed3", "seed4", "others", "lenient"),
+    companions=(*_SEEDS, "lenient", "others", *(f"others+{seed}" for seed in _SEEDS)),
     min_songs_per_user=5,  # HetRec keeps about 49 top artists per user
     min_users_per_song=1,
     sparse_users_per_song=5,
@@ -235,8 +238,7 @@ SUBSET = replace(
     name="subset",
     source="subset",
     label="Million Song Dataset subset of 10,000 songs",
-    # some 4,000 of the songs are in the Taste Profile at all
-    **dict.fromkeys(("min_songs_per_user", "sparse_songs_per_user"), 10),
+    **dict.fromkeys(("min_songs_per_user", "sparse_songs_per_user"), 10),  # of 4,000 played
     **dict.fromkeys(("min_users_per_song", "sparse_users_per_song"), 20),
     codebook_tracks=2_000,
 )
@@ -256,7 +258,7 @@ CITEULIKE = replace(
     label="citeulike-t, articles",
     item="article",
     content="words",  # of title and abstract, in place of codewords
-    companions=("seed1", "seed2", "seed3", "seed4", "lenient"),
+    companions=(*_SEEDS, "lenient"),
     min_songs_per_user=5,
     min_users_per_song=3,
     sparse_songs_per_user=5,
@@ -278,19 +280,19 @@ VARIANTS = {
 
 
 def named(name: str) -> Profile:
-    """Return a profile, or a companion of one: ``base+seed<k>`` or ``base+<variant>``."""
-    base, plus, suffix = name.partition("+")
+    """Return a profile or a companion of one: ``base[+<variant>][+seed<k>]``."""
+    base, *rest = name.split("+")
     if base not in PROFILES:
         raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
-    if not plus:
-        return PROFILES[base]
-    changes = VARIANTS.get(suffix)
-    if re.fullmatch("seed[1-9][0-9]*", suffix):
-        changes = {"seed": PROFILES[base].seed + int(suffix.removeprefix("seed"))}
-    if changes is None:
+    profile = PROFILES[base]
+    if rest and rest[0] in VARIANTS:
+        profile = replace(profile, **VARIANTS[rest.pop(0)])
+    if rest and re.fullmatch("seed[1-9][0-9]*", rest[0]):
+        profile = replace(profile, seed=profile.seed + int(rest.pop(0).removeprefix("seed")))
+    if rest:
         there = f"+seed1, +seed2, ..., +{', +'.join(VARIANTS)}"
         raise ValueError(f"unknown profile {name!r}: {base} alone or with one of {there}")
-    return replace(PROFILES[base], name=name, companions=(), **changes)
+    return replace(profile, name=name, companions=()) if "+" in name else profile
 
 
 def results_root() -> Path:
