@@ -211,9 +211,8 @@ LASTFM = replace(
     label="HetRec Last.fm-2k, artist level",
     item="artist",
     companions=(*_SEEDS, "lenient", "others", *(f"others+{seed}" for seed in _SEEDS)),
-    min_songs_per_user=5,  # HetRec keeps about 49 top artists per user
+    **dict.fromkeys(("min_songs_per_user", "sparse_users_per_song"), 5),  # of 49 top artists a user
     min_users_per_song=1,
-    sparse_users_per_song=5,
     min_songs_per_tag=20,
 )
 
@@ -259,10 +258,8 @@ CITEULIKE = replace(
     item="article",
     content="words",  # of title and abstract, in place of codewords
     companions=(*_SEEDS, "lenient"),
-    min_songs_per_user=5,
+    **dict.fromkeys(("min_songs_per_user", "sparse_songs_per_user", "sparse_users_per_song"), 5),
     min_users_per_song=3,
-    sparse_songs_per_user=5,
-    sparse_users_per_song=5,
     codewords=2_000,  # words, those of most articles
     hidden=(256, 256, 256),  # the paper's 1,200 would take hours over five seeds
     **dict.fromkeys(("epochs", "exposed_epochs"), 20),  # of 16,000 articles

@@ -52,6 +52,12 @@ class Split:
         split = replace(self, train=self.train[:, rest].tocsr(), content=content, cold=cold)
         return split, self.train[:, items].tocsr()
 
+    def with_plays(self, train: sp.csr_matrix) -> Split:
+        """Return the split with other plays; its topics, which are of content alone, are kept."""
+        split = replace(self, train=train)
+        split._last[_topics] = (), self.once(_topics)
+        return split
+
     def surplus(self, alpha: float | None = None, counts: str = "binary") -> sp.csr_matrix:
         """Return the confidence above one: of plays as such, or logarithmic or linear in counts."""
         alpha = alpha or self.profile.alpha
@@ -93,8 +99,7 @@ class Between:
 
     def beyond(self, value: float) -> float:
         """Return the value five times as far out on the side of the nearer edge."""
-        outward = 5.0 if value**2 > self.low * self.high else 0.2
-        return float(f"{outward * value:.3g}")
+        return float(f"{value * (5.0 if value**2 > self.low * self.high else 0.2):.3g}")
 
 
 class Choice(tuple):

@@ -51,7 +51,6 @@ def per_user(ranks: np.ndarray, heldout: sp.csr_matrix, recall_at=(40, 80, 120, 
     user = np.repeat(np.arange(len(lengths)), lengths)
     ranks = np.sort(user * heldout.shape[1] + ranks) - user * heldout.shape[1]
     place = np.arange(len(ranks)) - np.repeat(heldout.indptr[:-1], lengths)
-
     keep = np.flatnonzero(lengths)
 
     def total(values):

@@ -149,8 +149,7 @@ def verdicts(
         if not any(frame is None for frame in pairs[0].values()):
             gain = _paired(pairs, claim.than, claim.metric, resamples, seed).iloc[0]
             row |= gain.drop("deviation")
-            ours, theirs = ([x[s][claim.metric].mean() for x in pairs] for s in claim[1:3])
-            means = np.subtract(ours, theirs)
+            means = [np.subtract(*(x[s][claim.metric].mean() for s in claim[1:3])) for x in pairs]
             row["verdict"] = _verdict(claim, gain, means, same_data, equal_within)
         rows.append(row)
     return pd.DataFrame(rows)
